@@ -1,0 +1,421 @@
+//! The training configuration users write (YAML or JSON), with the field's usual names.
+//!
+//! [`TrainingConfig::from_value`] is the only way in: it reports every unknown key (with a
+//! suggestion), every wrong type and every value out of range at once, each with its path.
+
+use crate::problem::{Code, FieldError, Problem, near};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// What is trained, and on which loss.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Method {
+    /// Supervised fine-tuning of a LoRA adapter; loss on assistant tokens only.
+    #[default]
+    Sft,
+    /// Supervised fine-tuning of all weights.
+    Full,
+    /// Causal language modelling on every token, all weights.
+    Pretrain,
+}
+
+/// Where the weights start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Init {
+    /// The base model's weights.
+    #[default]
+    Pretrained,
+    /// Random weights in the base model's shape (training from scratch; `method: pretrain` or `full`).
+    Random,
+}
+
+/// `lora.target_modules`: every linear projection of the decoder blocks, or a list of module names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(untagged)]
+pub enum TargetModules {
+    /// The string `all-linear`.
+    Preset(String),
+    /// Suffixes of module paths, as in PEFT: `["q_proj", "v_proj"]`.
+    Names(Vec<String>),
+}
+
+/// PEFT's name for every linear projection except the head.
+pub const ALL_LINEAR: &str = "all-linear";
+
+impl Default for TargetModules {
+    fn default() -> Self {
+        Self::Preset(ALL_LINEAR.into())
+    }
+}
+
+impl TargetModules {
+    /// Whether a module whose last path segment is `name` gets an adapter.
+    #[must_use]
+    pub fn matches(&self, name: &str) -> bool {
+        match self {
+            Self::Preset(_) => true,
+            Self::Names(names) => names.iter().any(|n| n == name),
+        }
+    }
+}
+
+/// LoRA hyperparameters (PEFT `LoraConfig` names).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(default)]
+pub struct LoraConfig {
+    pub r: usize,
+    pub lora_alpha: f64,
+    pub lora_dropout: f64,
+    pub target_modules: TargetModules,
+    /// Scale by `alpha / sqrt(r)` instead of `alpha / r` (rsLoRA, arXiv 2312.03732).
+    pub use_rslora: bool,
+}
+
+impl Default for LoraConfig {
+    fn default() -> Self {
+        Self { r: 16, lora_alpha: 32.0, lora_dropout: 0.0, target_modules: TargetModules::default(), use_rslora: false }
+    }
+}
+
+impl LoraConfig {
+    /// Factor on `B·A·x`.
+    #[must_use]
+    pub fn scale(&self) -> f64 {
+        #[expect(clippy::as_conversions, reason = "a rank fits in f64 exactly")]
+        let r = self.r as f64;
+        self.lora_alpha / if self.use_rslora { r.sqrt() } else { r }
+    }
+}
+
+/// Learning-rate schedule after warm-up (names of `transformers.SchedulerType`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LrScheduler {
+    #[default]
+    Cosine,
+    Linear,
+    /// Warm-up, then constant.
+    #[serde(alias = "constant")]
+    ConstantWithWarmup,
+}
+
+/// Loop hyperparameters (names of `transformers.TrainingArguments`).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(default)]
+pub struct TrainingParams {
+    pub num_train_epochs: f64,
+    /// Stop after this many optimizer steps; `-1` means `num_train_epochs` decides.
+    pub max_steps: i64,
+    pub per_device_train_batch_size: usize,
+    pub gradient_accumulation_steps: usize,
+    pub max_seq_length: usize,
+    pub learning_rate: f64,
+    pub lr_scheduler_type: LrScheduler,
+    pub warmup_ratio: f64,
+    pub weight_decay: f64,
+    pub adam_beta1: f64,
+    pub adam_beta2: f64,
+    pub adam_epsilon: f64,
+    /// Clip the global gradient norm to this; `0` turns clipping off.
+    pub max_grad_norm: f64,
+    pub seed: u64,
+    pub shuffle: bool,
+    /// Fill sequences with several rows (attention stays within a row).
+    pub packing: bool,
+    /// Evaluate every this many steps and at the start and end; `0` only at the start and end.
+    pub eval_steps: u64,
+    /// Checkpoint every this many steps; `0` only at the end.
+    pub save_steps: u64,
+    /// Keep at most this many checkpoints of one attempt.
+    pub save_total_limit: usize,
+    /// Share of rows held out for evaluation when the dataset has no validation split.
+    pub val_set_size: f64,
+    /// Recompute each block in the backward pass instead of keeping its activations.
+    pub gradient_checkpointing: bool,
+}
+
+impl Default for TrainingParams {
+    fn default() -> Self {
+        Self {
+            num_train_epochs: 1.0,
+            max_steps: -1,
+            per_device_train_batch_size: 4,
+            gradient_accumulation_steps: 1,
+            max_seq_length: 512,
+            learning_rate: 2e-4,
+            lr_scheduler_type: LrScheduler::default(),
+            warmup_ratio: 0.03,
+            weight_decay: 0.0,
+            adam_beta1: 0.9,
+            adam_beta2: 0.999,
+            adam_epsilon: 1e-8,
+            max_grad_norm: 1.0,
+            seed: 42,
+            shuffle: true,
+            packing: false,
+            eval_steps: 50,
+            save_steps: 50,
+            save_total_limit: 2,
+            val_set_size: 0.05,
+            gradient_checkpointing: false,
+        }
+    }
+}
+
+/// A whole training configuration.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(default)]
+pub struct TrainingConfig {
+    /// Name shown in lists; made from model and dataset when absent.
+    pub name: Option<String>,
+    /// Registry name of the base model, optionally `name@revision`.
+    pub model: String,
+    /// Name or id of the dataset.
+    pub dataset: String,
+    pub method: Method,
+    pub init: Init,
+    pub lora: LoraConfig,
+    pub training: TrainingParams,
+}
+
+impl TrainingConfig {
+    /// Reads YAML text. Errors are [`Code::Invalid`] problems.
+    pub fn from_yaml(text: &str) -> Result<Self, Problem> {
+        let value: Value = serde_yaml_ng::from_str(text)
+            .map_err(|e| Problem::new(Code::Invalid, format!("the configuration is not valid YAML: {e}")))?;
+        Self::from_value(&value)
+    }
+
+    /// Reads a JSON value, reporting every error in it at once.
+    pub fn from_value(value: &Value) -> Result<Self, Problem> {
+        let mut errors = Vec::new();
+        let known = serde_json::to_value(Self::default()).unwrap_or_default();
+        check_keys(value, &known, "", &mut errors);
+        let parsed = if errors.is_empty() {
+            match serde_path_to_error::deserialize::<_, Self>(value) {
+                Ok(config) => {
+                    config.check_ranges(&mut errors);
+                    Some(config)
+                }
+                Err(e) => {
+                    errors.push(FieldError::new(e.path().to_string(), e.inner().to_string()));
+                    None
+                }
+            }
+        } else {
+            None
+        };
+        match parsed {
+            Some(config) if errors.is_empty() => Ok(config),
+            _ => {
+                let first = errors.first().map(|e| match &e.suggestion {
+                    Some(s) => format!("{}: {} ({s})", e.path, e.message),
+                    None => format!("{}: {}", e.path, e.message),
+                });
+                let more = errors.len().saturating_sub(1);
+                let tail = if more > 0 { format!(" (and {more} more)") } else { String::new() };
+                let detail = format!("training configuration: {}{tail}", first.unwrap_or_default());
+                Err(Problem::new(Code::Invalid, detail).with_errors(errors))
+            }
+        }
+    }
+
+    /// `name@revision` split into its parts.
+    #[must_use]
+    pub fn model_ref(&self) -> (&str, Option<&str>) {
+        match self.model.split_once('@') {
+            Some((name, revision)) => (name, Some(revision)),
+            None => (&self.model, None),
+        }
+    }
+
+    fn check_ranges(&self, errors: &mut Vec<FieldError>) {
+        let mut require = |ok: bool, path: &str, message: String| {
+            if !ok {
+                errors.push(FieldError::new(path, message));
+            }
+        };
+        require(!self.model.is_empty(), "model", "is required: the name of a base model".into());
+        require(!self.dataset.is_empty(), "dataset", "is required: the name of a dataset".into());
+        if let TargetModules::Preset(p) = &self.lora.target_modules {
+            require(
+                p == ALL_LINEAR,
+                "lora.target_modules",
+                format!("must be `{ALL_LINEAR}` or a list of module names, not `{p}`"),
+            );
+        }
+        if let TargetModules::Names(names) = &self.lora.target_modules {
+            require(!names.is_empty(), "lora.target_modules", "must name at least one module".into());
+        }
+        let l = &self.lora;
+        require((1..=1024).contains(&l.r), "lora.r", format!("must be between 1 and 1024, not {}", l.r));
+        require(
+            l.lora_alpha > 0.0 && l.lora_alpha.is_finite(),
+            "lora.lora_alpha",
+            format!("must be positive, not {}", l.lora_alpha),
+        );
+        require(
+            (0.0..1.0).contains(&l.lora_dropout),
+            "lora.lora_dropout",
+            format!("must be at least 0 and below 1, not {}", l.lora_dropout),
+        );
+        let t = &self.training;
+        require(
+            t.num_train_epochs > 0.0 && t.num_train_epochs <= 10_000.0,
+            "training.num_train_epochs",
+            format!("must be above 0 and at most 10000, not {}", t.num_train_epochs),
+        );
+        require(
+            t.max_steps == -1 || t.max_steps > 0,
+            "training.max_steps",
+            format!("must be positive, or -1 for no limit, not {}", t.max_steps),
+        );
+        require(
+            (1..=4096).contains(&t.per_device_train_batch_size),
+            "training.per_device_train_batch_size",
+            format!("must be between 1 and 4096, not {}", t.per_device_train_batch_size),
+        );
+        require(
+            (1..=65_536).contains(&t.gradient_accumulation_steps),
+            "training.gradient_accumulation_steps",
+            format!("must be between 1 and 65536, not {}", t.gradient_accumulation_steps),
+        );
+        require(
+            (8..=1_048_576).contains(&t.max_seq_length),
+            "training.max_seq_length",
+            format!("must be between 8 and 1048576, not {}", t.max_seq_length),
+        );
+        require(
+            t.learning_rate > 0.0 && t.learning_rate.is_finite(),
+            "training.learning_rate",
+            format!("must be a positive number, not {}", t.learning_rate),
+        );
+        require(
+            (0.0..1.0).contains(&t.warmup_ratio),
+            "training.warmup_ratio",
+            format!("must be at least 0 and below 1, not {}", t.warmup_ratio),
+        );
+        require(
+            (0.0..=1.0).contains(&t.weight_decay),
+            "training.weight_decay",
+            format!("must be between 0 and 1, not {}", t.weight_decay),
+        );
+        require(
+            (0.0..1.0).contains(&t.adam_beta1),
+            "training.adam_beta1",
+            format!("must be at least 0 and below 1, not {}", t.adam_beta1),
+        );
+        require(
+            (0.0..1.0).contains(&t.adam_beta2),
+            "training.adam_beta2",
+            format!("must be at least 0 and below 1, not {}", t.adam_beta2),
+        );
+        require(
+            t.adam_epsilon > 0.0 && t.adam_epsilon < 1.0,
+            "training.adam_epsilon",
+            format!("must be above 0 and below 1, not {}", t.adam_epsilon),
+        );
+        require(
+            t.max_grad_norm >= 0.0 && t.max_grad_norm.is_finite(),
+            "training.max_grad_norm",
+            format!("must be 0 (off) or positive, not {}", t.max_grad_norm),
+        );
+        require(
+            (0.0..1.0).contains(&t.val_set_size),
+            "training.val_set_size",
+            format!("must be at least 0 and below 1, not {}", t.val_set_size),
+        );
+        require(t.save_total_limit >= 1, "training.save_total_limit", "must be at least 1".into());
+        require(
+            self.init == Init::Pretrained || self.method != Method::Sft,
+            "init",
+            "`random` needs `method: full` or `method: pretrain`: an adapter on random weights is useless".into(),
+        );
+    }
+}
+
+/// Keys of `value` that `known` lacks, and sections that are no mappings.
+fn check_keys(value: &Value, known: &Value, path: &str, errors: &mut Vec<FieldError>) {
+    let Value::Object(known) = known else { return };
+    let Value::Object(map) = value else {
+        let at = if path.is_empty() { "(document)" } else { path };
+        errors.push(FieldError::new(at, "must be a mapping of keys to values"));
+        return;
+    };
+    for (key, inner) in map {
+        let full = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+        match known.get(key) {
+            Some(known) => check_keys(inner, known, &full, errors),
+            None => {
+                let names = known.keys().map(String::as_str);
+                let hint = near(key, names).first().map(|n| {
+                    let n = if path.is_empty() { (*n).to_owned() } else { format!("{path}.{n}") };
+                    format!("did you mean `{n}`?")
+                });
+                errors.push(FieldError::new(full, "is not a configuration key").suggest(hint));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn errors(yaml: &str) -> Vec<String> {
+        TrainingConfig::from_yaml(yaml)
+            .err()
+            .map(|p| {
+                p.errors
+                    .iter()
+                    .map(|e| {
+                        format!("{}: {} {}", e.path, e.message, e.suggestion.clone().unwrap_or_default())
+                            .trim_end()
+                            .to_owned()
+                    })
+                    .collect()
+            })
+            .unwrap_or_default()
+    }
+
+    #[test]
+    fn reads_the_documented_example() {
+        let c = TrainingConfig::from_yaml(
+            "model: hone-tiny\ndataset: demo\nmethod: sft\nlora: {r: 8, lora_alpha: 16, target_modules: [q_proj, v_proj]}\ntraining: {learning_rate: 2.0e-4, lr_scheduler_type: cosine, max_steps: -1}\n",
+        );
+        let c = c.map_err(|p| p.detail);
+        assert_eq!(c.as_ref().map(|c| c.lora.r), Ok(8));
+        assert_eq!(c.as_ref().map(|c| c.lora.target_modules.matches("k_proj")), Ok(false));
+        assert_eq!(c.map(|c| c.training.max_seq_length), Ok(512));
+    }
+
+    #[test]
+    fn names_every_unknown_key_with_a_suggestion() {
+        assert_eq!(
+            errors("model: a\ndataset: b\ntraning: {}\ntraining: {learning_rat: 1}\n"),
+            [
+                "training.learning_rat: is not a configuration key did you mean `training.learning_rate`?",
+                "traning: is not a configuration key did you mean `training`?"
+            ]
+        );
+    }
+
+    #[test]
+    fn names_every_value_out_of_range() {
+        assert_eq!(
+            errors("model: a\ndataset: b\nlora: {r: 0}\ntraining: {warmup_ratio: 2}\n"),
+            [
+                "lora.r: must be between 1 and 1024, not 0",
+                "training.warmup_ratio: must be at least 0 and below 1, not 2"
+            ]
+        );
+    }
+
+    #[test]
+    fn names_the_path_of_a_wrong_type() {
+        let e = errors("model: a\ndataset: b\ntraining: {max_steps: many}\n");
+        assert_eq!(e, ["training.max_steps: invalid type: string \"many\", expected i64"]);
+    }
+}

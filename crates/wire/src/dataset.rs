@@ -1,0 +1,151 @@
+//! Datasets: views and validation reports.
+
+use crate::{ids::DatasetId, problem::FieldError};
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+/// Largest number of located errors a report carries.
+pub const MAX_ERRORS: usize = 20;
+
+/// On-disk formats.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DatasetFormat {
+    /// One `{"messages": [{"role", "content"}…]}` per line (OpenAI's shape).
+    ChatJsonl,
+    /// One `{"instruction", "input"?, "output"}` per line (Alpaca's shape; `prompt`/`completion` accepted).
+    InstructionJsonl,
+    /// Plain UTF-8 text; documents are separated by blank lines.
+    Text,
+}
+
+/// Part of a dataset a file holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Split {
+    Train,
+    Validation,
+}
+
+/// Life of a dataset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum DatasetStatus {
+    Uploading,
+    Validating,
+    Ready,
+    Invalid,
+}
+
+/// An error in a dataset file, located. `line` and `column` count from 1; column counts bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct LocatedError {
+    pub line: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub column: Option<u64>,
+    pub reason: String,
+}
+
+impl From<LocatedError> for FieldError {
+    fn from(e: LocatedError) -> Self {
+        let path = match e.column {
+            Some(c) => format!("line {}, column {c}", e.line),
+            None => format!("line {}", e.line),
+        };
+        FieldError::new(path, e.reason)
+    }
+}
+
+/// Token counts of a split under one tokenizer (rendered through the chat template where there is one).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct TokenStats {
+    /// `name@revision` of the model whose tokenizer was used.
+    pub tokenizer: String,
+    pub total: u64,
+    /// Tokens that carry loss.
+    pub trained: u64,
+    pub min: u64,
+    pub mean: f64,
+    pub p95: u64,
+    pub max: u64,
+}
+
+/// What validation found in one file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct ValidationReport {
+    pub format: DatasetFormat,
+    pub bytes: u64,
+    /// Rows (or documents), good ones only.
+    pub rows: u64,
+    /// Rows that are byte-equal to an earlier one.
+    pub duplicates: u64,
+    /// All errors found; `errors` holds the first [`MAX_ERRORS`].
+    pub error_count: u64,
+    pub errors: Vec<LocatedError>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<TokenStats>,
+}
+
+impl ValidationReport {
+    #[must_use]
+    pub const fn is_valid(&self) -> bool {
+        self.error_count == 0 && self.rows > 0
+    }
+}
+
+/// One stored file of a dataset.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct DatasetFile {
+    pub split: Split,
+    pub key: String,
+    pub size: u64,
+    pub sha256: String,
+    pub report: ValidationReport,
+}
+
+/// A dataset as the API shows it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct DatasetView {
+    pub id: DatasetId,
+    pub name: String,
+    pub status: DatasetStatus,
+    pub format: Option<DatasetFormat>,
+    pub files: Vec<DatasetFile>,
+    pub rows: u64,
+    pub size: u64,
+    pub created_at: DateTime<Utc>,
+    pub updated_at: DateTime<Utc>,
+}
+
+/// First rows of a dataset: JSON objects, or strings for plain text.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct DatasetPreview {
+    pub format: DatasetFormat,
+    #[schema(value_type = Vec<Object>)]
+    pub rows: Vec<serde_json::Value>,
+}
+
+/// Body of `POST /datasets`: opens an upload straight to storage.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateDataset {
+    pub name: String,
+    pub files: Vec<CreateDatasetFile>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateDatasetFile {
+    pub split: Split,
+    pub filename: String,
+    pub size: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+}
+
+/// Reply to `POST /datasets`: put the parts, then `POST /datasets/{id}/complete`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct CreatedDataset {
+    pub dataset: DatasetView,
+    pub uploads: Vec<crate::storage::UploadSession>,
+}

@@ -1,0 +1,265 @@
+//! Jobs: states, views, and the specification a trainer gets.
+
+use crate::{
+    config::TrainingConfig,
+    dataset::DatasetFormat,
+    ids::{DatasetId, JobId, UserId},
+    model::ModelFile,
+    storage::FileRef,
+};
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// States of a job; the stored names are the wire names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum JobState {
+    Validating,
+    Queued,
+    Starting,
+    Running,
+    Finalizing,
+    RetryWait,
+    Pausing,
+    Paused,
+    Cancelling,
+    Succeeded,
+    Failed,
+    Cancelled,
+}
+
+impl JobState {
+    pub const ALL: [Self; 12] = [
+        Self::Validating,
+        Self::Queued,
+        Self::Starting,
+        Self::Running,
+        Self::Finalizing,
+        Self::RetryWait,
+        Self::Pausing,
+        Self::Paused,
+        Self::Cancelling,
+        Self::Succeeded,
+        Self::Failed,
+        Self::Cancelled,
+    ];
+
+    #[must_use]
+    pub const fn is_terminal(self) -> bool {
+        matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
+    }
+
+    /// The wire name.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Validating => "validating",
+            Self::Queued => "queued",
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Finalizing => "finalizing",
+            Self::RetryWait => "retry_wait",
+            Self::Pausing => "pausing",
+            Self::Paused => "paused",
+            Self::Cancelling => "cancelling",
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+impl std::str::FromStr for JobState {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        Self::ALL.into_iter().find(|state| state.as_str() == s).ok_or_else(|| format!("`{s}` is not a job state"))
+    }
+}
+
+impl std::fmt::Display for JobState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// Why an attempt or a job failed. Stable names, shown to users with a remedy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum FailureCode {
+    /// The trainer could not be started.
+    StartFailed,
+    /// The trainer process died (signal, crash) without a word.
+    TrainerDied,
+    /// Killed for memory.
+    TrainerOom,
+    /// No heartbeat within the lease.
+    LeaseExpired,
+    /// Model files are corrupt or unsupported.
+    ModelCorrupt,
+    /// Dataset rows cannot be used.
+    DatasetInvalid,
+    /// The configuration does not fit model or data.
+    ConfigInvalid,
+    /// Loss or gradients became NaN or infinite.
+    Diverged,
+    DiskFull,
+    ChecksumMismatch,
+    /// Storage or network stayed unreachable beyond the retries.
+    StorageUnavailable,
+    /// SIGTERM; resumable.
+    Preempted,
+    /// A promised artifact is missing or differs.
+    ArtifactMissing,
+    Internal,
+}
+
+impl FailureCode {
+    /// Whether another attempt may succeed.
+    #[must_use]
+    pub const fn is_retryable(self) -> bool {
+        match self {
+            Self::TrainerDied
+            | Self::LeaseExpired
+            | Self::ChecksumMismatch
+            | Self::StorageUnavailable
+            | Self::Preempted
+            | Self::ArtifactMissing => true,
+            Self::StartFailed
+            | Self::TrainerOom
+            | Self::ModelCorrupt
+            | Self::DatasetInvalid
+            | Self::ConfigInvalid
+            | Self::Diverged
+            | Self::DiskFull
+            | Self::Internal => false,
+        }
+    }
+}
+
+/// Cause of a failure with its remedy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Failure {
+    pub code: FailureCode,
+    pub message: String,
+}
+
+/// Body of `POST /training/jobs`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateJob {
+    /// A [`TrainingConfig`], kept as a value so that every error in it can be reported at once.
+    #[schema(value_type = TrainingConfig)]
+    pub config: serde_json::Value,
+    /// Most attempts before the job fails; 3 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_attempts: Option<u32>,
+}
+
+/// Where training stands.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Progress {
+    pub step: u64,
+    pub total_steps: Option<u64>,
+    pub epoch: f64,
+    /// What the trainer is doing now.
+    pub phase: Option<crate::event::Phase>,
+    pub loss: Option<f64>,
+    pub eval_loss: Option<f64>,
+    /// Validation loss before the first step.
+    pub initial_eval_loss: Option<f64>,
+    pub tokens_per_second: Option<f64>,
+    pub eta_seconds: Option<f64>,
+}
+
+/// A job as the API shows it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct JobView {
+    pub id: JobId,
+    pub name: String,
+    pub state: JobState,
+    pub model: String,
+    pub model_revision: String,
+    pub dataset: String,
+    pub dataset_id: DatasetId,
+    pub config: TrainingConfig,
+    pub attempt: u32,
+    pub max_attempts: u32,
+    pub progress: Progress,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Failure>,
+    pub created_at: DateTime<Utc>,
+    pub started_at: Option<DateTime<Utc>>,
+    pub finished_at: Option<DateTime<Utc>>,
+    /// Last sign of life of the trainer.
+    pub last_contact_at: Option<DateTime<Utc>>,
+}
+
+/// One file of a job's result, with where to get it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct ArtifactView {
+    /// Path below the artifact folder: `adapter_model.safetensors`.
+    pub path: String,
+    pub size: u64,
+    pub sha256: String,
+    /// Signed, valid for at most 15 minutes.
+    pub url: String,
+}
+
+/// A stored checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct CheckpointView {
+    pub attempt: u32,
+    pub step: u64,
+    pub prefix: String,
+    pub size: u64,
+    pub created_at: DateTime<Utc>,
+}
+
+/// One point of a metric.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct MetricPoint {
+    pub attempt: u32,
+    pub step: u64,
+    pub epoch: f64,
+    pub at: DateTime<Utc>,
+    pub values: BTreeMap<String, f64>,
+}
+
+/// The model a trainer loads.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelSpec {
+    pub name: String,
+    pub revision: String,
+    /// `models/{name}/{revision}/`; file keys are `prefix + path`.
+    pub prefix: String,
+    pub files: Vec<ModelFile>,
+}
+
+/// The data a trainer reads.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatasetSpec {
+    pub id: DatasetId,
+    pub name: String,
+    pub format: DatasetFormat,
+    pub train: FileRef,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation: Option<FileRef>,
+}
+
+/// Everything a trainer needs to know, in `JOB_SPEC`. It holds no credentials.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct JobSpec {
+    pub job_id: JobId,
+    pub user_id: UserId,
+    pub attempt: u32,
+    pub config: TrainingConfig,
+    pub model: ModelSpec,
+    pub dataset: DatasetSpec,
+    /// `jobs/{user}/{job}/attempt-{n}/`: everything this attempt writes is below it.
+    pub output_prefix: String,
+    /// Prefix of a durable checkpoint (its `manifest.json` exists) to continue from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resume_from: Option<String>,
+    pub heartbeat_seconds: u64,
+}

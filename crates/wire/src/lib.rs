@@ -1,0 +1,31 @@
+//! The HTTP contract between Hone's services, its command line and the outside.
+//!
+//! Everything here is data: no I/O, no clock, no database. Services never link each other; they
+//! share this crate. The wire may be coarser than what a service stores.
+
+pub mod config;
+pub mod dataset;
+pub mod event;
+pub mod ids;
+pub mod job;
+pub mod job_env;
+pub mod layout;
+pub mod model;
+pub mod problem;
+pub mod storage;
+
+pub use config::TrainingConfig;
+pub use event::{CallbackBatch, CallbackReply, Directive, Event, EventKind};
+pub use ids::{DatasetId, InstanceId, JobId, KeyId, UserId};
+pub use job::{JobSpec, JobState, JobView};
+pub use problem::{Code, FieldError, Problem};
+
+use serde::{Deserialize, Serialize};
+
+/// One page of a list. `next_cursor` is passed back as `?cursor=`; absent on the last page.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Page<T> {
+    pub items: Vec<T>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next_cursor: Option<String>,
+}
