@@ -1,1 +1,3 @@
-//! placeholder
+//! Recipes, model architectures, LoRA, checkpoints and progress reports.
+
+pub mod engine;
