@@ -9,7 +9,7 @@ use opentelemetry::{
     trace::{TraceContextExt, TracerProvider},
 };
 use opentelemetry_sdk::{Resource, propagation::TraceContextPropagator, trace::SdkTracerProvider};
-use std::str::FromStr;
+use std::{io::Write, str::FromStr, sync::Arc};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, util::SubscriberInitExt};
 
@@ -64,9 +64,17 @@ impl Drop for Telemetry {
     }
 }
 
+/// Opens a writer for one log line; see [`init_tee`].
+pub type LogSink = Arc<dyn Fn() -> Box<dyn Write> + Send + Sync>;
+
 /// Sets up logging to standard error (`LOG_FORMAT=text|json`, `RUST_LOG`), trace context propagation, OTLP
 /// export when `OTEL_EXPORTER_OTLP_ENDPOINT` is set, and the Prometheus recorder. Call once.
 pub fn init(service: &'static str, env: &Env) -> Result<Telemetry, TelemetryError> {
+    init_tee(service, env, None)
+}
+
+/// [`init`], with every log line also written as plain text to `tee`.
+pub fn init_tee(service: &'static str, env: &Env, tee: Option<LogSink>) -> Result<Telemetry, TelemetryError> {
     global::set_text_map_propagator(TraceContextPropagator::new());
     let resource = Resource::builder().with_service_name(service).build();
     let mut provider = SdkTracerProvider::builder().with_resource(resource);
@@ -88,10 +96,13 @@ pub fn init(service: &'static str, env: &Env) -> Result<Telemetry, TelemetryErro
         LogFormat::Json => log.json().flatten_event(true).boxed(),
         LogFormat::Text => log.compact().with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).boxed(),
     };
+    let tee =
+        tee.map(|sink| tracing_subscriber::fmt::layer().compact().with_ansi(false).with_writer(move || sink()).boxed());
     tracing_subscriber::registry()
         .with(filter)
         .with(tracing_opentelemetry::layer().with_tracer(tracer))
         .with(log)
+        .with(tee)
         .try_init()
         .map_err(|_| TelemetryError::Twice)?;
     let metrics = PrometheusBuilder::new()

@@ -263,3 +263,68 @@ pub struct JobSpec {
     pub resume_from: Option<String>,
     pub heartbeat_seconds: u64,
 }
+
+/// Body of `POST {TRAINER_SERVICE_URL}/training/start`: run one attempt. The same contract as the environment of
+/// [`crate::job_env`], for a trainer that is a service. Answers 201 [`TrainerRun`]; 200 when this (job, attempt)
+/// was started before; 409 with `retry-after` when the trainer runs as many jobs as it may.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StartTraining {
+    pub job_id: JobId,
+    pub attempt: u32,
+    pub spec: JobSpec,
+    pub callback_url: String,
+    pub storage_gateway_url: String,
+    /// Secret: scoped to this job and attempt.
+    pub job_token: String,
+}
+
+impl std::fmt::Debug for StartTraining {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StartTraining")
+            .field("job_id", &self.job_id)
+            .field("attempt", &self.attempt)
+            .field("callback_url", &self.callback_url)
+            .field("job_token", &"[redacted]")
+            .finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TrainerRunState {
+    /// The process lives (also while it stops).
+    Running,
+    /// The process was reaped; `exit_code` or `signal` says how it ended.
+    Exited,
+}
+
+/// One attempt on a trainer service: reply of `POST /training/start`, `GET /training/{job}/{attempt}` (404 when it
+/// never ran here) and `POST /training/{job}/{attempt}/stop` (SIGTERM, then SIGKILL; idempotent; poll for `exited`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrainerRun {
+    pub job_id: JobId,
+    pub attempt: u32,
+    pub state: TrainerRunState,
+    pub pid: u32,
+    /// See [`crate::job_env::exit`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal: Option<i32>,
+    pub started_at: DateTime<Utc>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<DateTime<Utc>>,
+}
+
+/// Reply of a trainer service's `GET /models`: what it can train.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrainerCapabilities {
+    /// Entries of `architectures` in `config.json`, e.g. `LlamaForCausalLM`.
+    pub architectures: Vec<String>,
+    pub methods: Vec<crate::config::Method>,
+    pub version: String,
+    /// Attempts that may run at once, and that run now.
+    pub capacity: usize,
+    pub running: usize,
+}

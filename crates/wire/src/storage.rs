@@ -135,6 +135,17 @@ pub struct FileRef {
     pub sha256: String,
 }
 
+/// Content of `manifest.json` ([`crate::layout::MANIFEST`]): every other object below the prefix. It is written last,
+/// so its presence proves that the set is complete.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Manifest {
+    /// In key order.
+    pub files: Vec<FileRef>,
+    /// Optimizer step of a checkpoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<u64>,
+}
+
 /// Body of `POST /verify`: every object must exist with this size and digest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
