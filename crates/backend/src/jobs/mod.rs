@@ -1,0 +1,1 @@
+//! The job machinery: state transitions, callbacks, launchers, reconcilers, live streams.
