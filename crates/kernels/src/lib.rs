@@ -1,1 +1,40 @@
-//! placeholder
+//! Differentiable candle ops for training decoder models, with hand-written backward passes.
+//!
+//! Candle's own tape is correct but wasteful for fine-tuning: a product with a frozen weight computes and
+//! keeps that weight's gradient, attention and the loss materialise matrices nobody needs, and several of
+//! its fused ops cut the gradient without an error. Each op here computes exactly the gradients that
+//! training needs and saves as little as it can. One file per op; every file states shapes and maths.
+//!
+//! **Layout.** Everything is token-major and nothing is padded: a batch is several sequences laid end to
+//! end, so an activation is `(N, C)` with `N` the number of tokens in the whole batch. [`Segments`] says
+//! where sequences begin; only [`attention`] and [`rope`] (through positions) look at it.
+//!
+//! **Must stay true.**
+//! - f32 on the CPU. Inputs may be strided; results are contiguous.
+//! - A frozen weight never gets a gradient, and none is computed for an input that nothing trains.
+//! - The same inputs on the same machine with the same number of threads give the same bits: work is cut
+//!   into pieces by shape alone and partial sums are added in a fixed order.
+//! - NaN and infinity in an input reach the output, so that a training loop can notice them.
+//! - Wrong shapes are errors that name the op and the shapes. `unsafe` lives in [`buffer`], [`matmul`],
+//!   [`simd`] and [`attention`](mod@attention) only.
+
+mod attention;
+mod buffer;
+mod cross_entropy;
+mod linear;
+mod lora_linear;
+mod matmul;
+mod rms_norm;
+mod rope;
+mod segments;
+mod simd;
+mod swiglu;
+
+pub use attention::{AttentionShape, attention};
+pub use cross_entropy::{IGNORE, linear_cross_entropy, linear_cross_entropy_trainable, token_losses};
+pub use linear::{linear, linear_trainable};
+pub use lora_linear::lora_linear;
+pub use rms_norm::{rms_norm, rms_norm_trainable};
+pub use rope::{RopeTable, rope};
+pub use segments::Segments;
+pub use swiglu::swiglu;

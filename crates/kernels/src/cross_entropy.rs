@@ -1,0 +1,228 @@
+//! The output head and the loss in one op: `logits = x Wᵀ`, `loss = Σ −log softmax(logits)[target] / denominator`.
+//!
+//! With a large vocabulary the logits are by far the largest matrix of a training step, so they only ever
+//! exist for a few rows. Rows whose target is [`IGNORE`] are left out before any product. Gradients are
+//! computed in the forward pass, while a chunk's logits are there: `dlogits = (softmax − onehot) / denominator`,
+//! `dx = dlogits W`, `dW = dlogitsᵀ x`. The backward pass scales them by the gradient of the loss.
+//!
+//! The denominator comes from outside, because with gradient accumulation it is the number of target tokens
+//! of the whole global batch.
+
+#![expect(clippy::indexing_slicing, clippy::as_conversions, reason = "row offsets and targets of checked shapes")]
+
+use crate::buffer::{input, prepare, tensor, with_data};
+use crate::linear::check;
+use crate::matmul::{Mat, MatMut, Threads, Write, gemm};
+use crate::simd;
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+use std::sync::OnceLock;
+
+/// Target of a token that does not count.
+pub const IGNORE: u32 = u32::MAX;
+
+/// Bytes of logits alive at once.
+const CHUNK_BYTES: usize = 16 << 20;
+
+/// `x (N, C)`, `w (V, C)` frozen, `targets (N)` → scalar. The gradient flows to `x` only.
+///
+/// A batch without any target has loss 0 and gradient 0.
+pub fn linear_cross_entropy(x: &Tensor, w: &Tensor, targets: &[u32], denominator: f64) -> Result<Tensor> {
+    const OP: &str = "linear_cross_entropy";
+    let plan = Plan::new(OP, x, w, targets, denominator)?;
+    let w = prepare(OP, "w", &w.detach())?;
+    let need = Need { dx: x.track_op(), dw: false };
+    prepare(OP, "x", x)?.apply_op1(LinearCrossEntropy { plan, need, w: Some(w), gradients: OnceLock::new() })
+}
+
+/// [`linear_cross_entropy`] with a gradient for `w` too.
+pub fn linear_cross_entropy_trainable(x: &Tensor, w: &Tensor, targets: &[u32], denominator: f64) -> Result<Tensor> {
+    const OP: &str = "linear_cross_entropy_trainable";
+    let plan = Plan::new(OP, x, w, targets, denominator)?;
+    let need = Need { dx: x.track_op(), dw: w.track_op() };
+    let op = LinearCrossEntropy { plan, need, w: None, gradients: OnceLock::new() };
+    prepare(OP, "x", x)?.apply_op2(&prepare(OP, "w", w)?, op)
+}
+
+/// Negative log-likelihood of every token's target, without gradient; 0 where the target is [`IGNORE`].
+///
+/// `x (N, C)`, `w (V, C)`, `targets (N)` → `N` losses.
+pub fn token_losses(x: &Tensor, w: &Tensor, targets: &[u32]) -> Result<Vec<f32>> {
+    const OP: &str = "token_losses";
+    let plan = Plan::new(OP, x, w, targets, 1.0)?;
+    let (x, w) = (prepare(OP, "x", x)?, prepare(OP, "w", w)?);
+    let need = Need { dx: false, dw: false };
+    let losses = with_data(OP, &x, |x| with_data(OP, &w, |w| plan.run(x, w, need).losses))??;
+    let mut all = vec![0.0; targets.len()];
+    for (&(row, _), loss) in plan.rows.iter().zip(losses) {
+        all[row] = loss;
+    }
+    Ok(all)
+}
+
+/// Which gradients the forward pass computes.
+#[derive(Clone, Copy)]
+struct Need {
+    dx: bool,
+    dw: bool,
+}
+
+/// Rows that count, and the sizes.
+struct Plan {
+    rows: Vec<(usize, usize)>,
+    n: usize,
+    c: usize,
+    vocabulary: usize,
+    denominator: f64,
+}
+
+struct Outcome {
+    losses: Vec<f32>,
+    dx: Option<Vec<f32>>,
+    dw: Option<Vec<f32>>,
+}
+
+impl Plan {
+    fn new(op: &str, x: &Tensor, w: &Tensor, targets: &[u32], denominator: f64) -> Result<Self> {
+        let (n, c, vocabulary) = check(op, x, w)?;
+        if targets.len() != n {
+            bail!("{op}: x has {n} rows but there are {} targets", targets.len());
+        }
+        if !(denominator.is_finite() && denominator > 0.0) {
+            bail!("{op}: the denominator is {denominator}; expected a positive number of target tokens");
+        }
+        let mut rows = Vec::new();
+        for (row, &target) in targets.iter().enumerate() {
+            match target as usize {
+                _ if target == IGNORE => {}
+                target if target < vocabulary => rows.push((row, target)),
+                target => bail!("{op}: the target of row {row} is {target}, the vocabulary ends at {vocabulary}"),
+            }
+        }
+        Ok(Self { rows, n, c, vocabulary, denominator })
+    }
+
+    fn run(&self, x: &[f32], w: &[f32], need: Need) -> Outcome {
+        let (c, v) = (self.c, self.vocabulary);
+        let weight = Mat::new(w, c);
+        let inverse = (1.0 / self.denominator) as f32;
+        let chunk_rows = (CHUNK_BYTES / (4 * v)).clamp(16, 4096).min(self.rows.len().max(1));
+        let (mut logits, mut xs) = (vec![0.0; chunk_rows * v], vec![0.0; chunk_rows * c]);
+        let mut dxs = if need.dx { vec![0.0; chunk_rows * c] } else { Vec::new() };
+        let mut dx = need.dx.then(|| vec![0.0; self.n * c]);
+        let mut dw = need.dw.then(|| vec![0.0; v * c]);
+        let mut losses = Vec::with_capacity(self.rows.len());
+        for rows in self.rows.chunks(chunk_rows) {
+            let (logits, xs) = (&mut logits[..rows.len() * v], &mut xs[..rows.len() * c]);
+            for (&(row, _), compact) in rows.iter().zip(xs.chunks_exact_mut(c)) {
+                compact.copy_from_slice(&x[row * c..][..c]);
+            }
+            let xs = Mat::new(xs, c);
+            gemm(&mut MatMut::new(logits, v), Write::Replace, 1.0, xs, weight.t(), Threads::All);
+            let with_gradient = need.dx || need.dw;
+            let of_chunk: Vec<f32> = logits
+                .par_chunks_exact_mut(v)
+                .zip(rows)
+                .map(|(logits, &(_, target))| row_loss(logits, target, with_gradient.then_some(inverse)))
+                .collect();
+            losses.extend(of_chunk);
+            let dlogits = Mat::new(logits, v);
+            if let Some(dx) = &mut dx {
+                let dxs = &mut dxs[..rows.len() * c];
+                gemm(&mut MatMut::new(dxs, c), Write::Replace, 1.0, dlogits, weight, Threads::All);
+                for (&(row, _), compact) in rows.iter().zip(dxs.chunks_exact(c)) {
+                    dx[row * c..][..c].copy_from_slice(compact);
+                }
+            }
+            if let Some(dw) = &mut dw {
+                gemm(&mut MatMut::new(dw, c), Write::Add, 1.0, dlogits.t(), xs, Threads::All);
+            }
+        }
+        Outcome { losses, dx, dw }
+    }
+
+    /// The loss, summed in f64 in row order.
+    fn total(&self, losses: &[f32]) -> f32 {
+        (losses.iter().map(|&l| f64::from(l)).sum::<f64>() / self.denominator) as f32
+    }
+}
+
+/// `−log softmax(logits)[target]`. With `inverse`, turns the logits into their gradient,
+/// `(softmax − onehot) · inverse`.
+fn row_loss(logits: &mut [f32], target: usize, inverse: Option<f32>) -> f32 {
+    let max = simd::max(logits);
+    let at_target = logits[target];
+    let sum = match inverse {
+        None => simd::sum_exp(logits, max),
+        Some(inverse) => {
+            let sum = simd::exp_sum(logits, max);
+            simd::scale(logits, inverse / sum);
+            logits[target] -= inverse;
+            sum
+        }
+    };
+    max + sum.ln() - at_target
+}
+
+struct LinearCrossEntropy {
+    plan: Plan,
+    need: Need,
+    /// The frozen weight; `None` when it is an input of the graph.
+    w: Option<Tensor>,
+    /// For a loss gradient of 1.
+    gradients: OnceLock<(Option<Tensor>, Option<Tensor>)>,
+}
+
+impl LinearCrossEntropy {
+    fn forward(&self, x: &[f32], w: &[f32]) -> Result<(CpuStorage, Shape)> {
+        let Outcome { losses, dx, dw } = self.plan.run(x, w, self.need);
+        let dx = dx.map(|dx| tensor(dx, (self.plan.n, self.plan.c))).transpose()?;
+        let dw = dw.map(|dw| tensor(dw, (self.plan.vocabulary, self.plan.c))).transpose()?;
+        if self.gradients.set((dx, dw)).is_err() {
+            bail!("linear_cross_entropy: the same op ran forward twice");
+        }
+        Ok((CpuStorage::F32(vec![self.plan.total(&losses)]), Shape::from(())))
+    }
+
+    fn backward(&self, g: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let Some((dx, dw)) = self.gradients.get() else { bail!("linear_cross_entropy: backward ran before forward") };
+        let factor = g.to_scalar::<f32>()?;
+        let scaled = |t: &Option<Tensor>| match t {
+            Some(t) if factor == 1.0 => Ok(Some(t.clone())),
+            Some(t) => t.affine(f64::from(factor), 0.0).map(Some),
+            None => Ok(None),
+        };
+        Ok((scaled(dx)?, scaled(dw)?))
+    }
+}
+
+impl CustomOp1 for LinearCrossEntropy {
+    fn name(&self) -> &'static str {
+        "linear_cross_entropy"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let x = input("linear_cross_entropy", x, layout)?;
+        let Some(w) = &self.w else { bail!("linear_cross_entropy: the frozen weight is missing") };
+        with_data("linear_cross_entropy", w, |w| self.forward(x, w))?
+    }
+
+    fn bwd(&self, _x: &Tensor, _loss: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
+        Ok(self.backward(g)?.0)
+    }
+}
+
+impl CustomOp2 for LinearCrossEntropy {
+    fn name(&self) -> &'static str {
+        "linear_cross_entropy_trainable"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, w: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
+        const OP: &str = "linear_cross_entropy_trainable";
+        self.forward(input(OP, x, xl)?, input(OP, w, wl)?)
+    }
+
+    fn bwd(&self, _x: &Tensor, _w: &Tensor, _loss: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        self.backward(g)
+    }
+}

@@ -1,0 +1,180 @@
+//! A checked face for the `gemm` crate: matrix views whose bounds are proven when they are made.
+
+use crate::buffer;
+use std::marker::PhantomData;
+use std::mem::MaybeUninit;
+
+/// A strided matrix to read. Element `(i, j)` is at `i * row_stride + j * col_stride`.
+#[derive(Clone, Copy)]
+pub(crate) struct Mat<'a> {
+    ptr: *const f32,
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    row_stride: usize,
+    col_stride: usize,
+    data: PhantomData<&'a [f32]>,
+}
+
+// SAFETY: a `Mat` is a shared borrow of a slice of floats.
+unsafe impl Send for Mat<'_> {}
+// SAFETY: as above; nothing is written through it.
+unsafe impl Sync for Mat<'_> {}
+
+impl<'a> Mat<'a> {
+    /// All of a row-major matrix with `cols` columns.
+    pub(crate) fn new(data: &'a [f32], cols: usize) -> Self {
+        assert!(cols > 0 && data.len().is_multiple_of(cols), "{} floats are not rows of {cols}", data.len());
+        let rows = data.len() / cols;
+        Self { ptr: data.as_ptr(), rows, cols, row_stride: cols, col_stride: 1, data: PhantomData }
+    }
+
+    /// The transpose, without moving data.
+    pub(crate) fn t(self) -> Self {
+        Self { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
+    }
+
+    /// `rows × cols` elements from `(row, col)` on.
+    pub(crate) fn block(self, row: usize, rows: usize, col: usize, cols: usize) -> Self {
+        assert!(row + rows <= self.rows && col + cols <= self.cols, "block leaves the matrix");
+        // The offset is inside the matrix unless the block is empty, in which case nothing is read.
+        let ptr = self.ptr.wrapping_add(row * self.row_stride + col * self.col_stride);
+        Self { ptr, rows, cols, ..self }
+    }
+
+    /// Row `i` of a matrix that is not transposed.
+    pub(crate) fn row(&self, i: usize) -> &'a [f32] {
+        assert!(i < self.rows && self.col_stride == 1, "row {i} of {} is not one slice", self.rows);
+        // SAFETY: the row lies inside the borrowed slice and its elements are adjacent.
+        unsafe { std::slice::from_raw_parts(self.ptr.add(i * self.row_stride), self.cols) }
+    }
+}
+
+/// A row-major matrix to write, possibly a rectangle of a wider one, possibly not initialised yet.
+pub(crate) struct MatMut<'a> {
+    ptr: *mut f32,
+    rows: usize,
+    cols: usize,
+    row_stride: usize,
+    data: PhantomData<&'a mut [f32]>,
+}
+
+impl<'a> MatMut<'a> {
+    /// All of a row-major matrix with `cols` columns.
+    pub(crate) fn new(data: &'a mut [f32], cols: usize) -> Self {
+        assert!(cols > 0 && data.len().is_multiple_of(cols), "{} floats are not rows of {cols}", data.len());
+        Self { ptr: data.as_mut_ptr(), rows: data.len() / cols, cols, row_stride: cols, data: PhantomData }
+    }
+
+    /// Row `i`.
+    pub(crate) fn row(&mut self, i: usize) -> &mut [f32] {
+        assert!(i < self.rows, "row {i} of {}", self.rows);
+        // SAFETY: the row lies inside the exclusively borrowed matrix, which is initialised everywhere
+        // but in `product`, where no row is taken.
+        unsafe { std::slice::from_raw_parts_mut(self.ptr.add(i * self.row_stride), self.cols) }
+    }
+
+    /// The first `rows` rows.
+    pub(crate) fn top(&mut self, rows: usize) -> MatMut<'_> {
+        assert!(rows <= self.rows, "{rows} rows of {}", self.rows);
+        MatMut { rows, data: PhantomData, ..*self }
+    }
+}
+
+/// Lets parallel tasks write disjoint rectangles of one row-major matrix.
+pub(crate) struct Tiles<'a> {
+    ptr: *mut f32,
+    rows: usize,
+    cols: usize,
+    data: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: the only access is `tile`, whose contract forbids overlapping rectangles.
+unsafe impl Sync for Tiles<'_> {}
+
+impl<'a> Tiles<'a> {
+    pub(crate) fn new(data: &'a mut [f32], cols: usize) -> Self {
+        assert!(cols > 0 && data.len().is_multiple_of(cols), "{} floats are not rows of {cols}", data.len());
+        Self { ptr: data.as_mut_ptr(), rows: data.len() / cols, cols, data: PhantomData }
+    }
+
+    /// The rectangle of `rows × cols` elements at `(row, col)`.
+    ///
+    /// # Safety
+    /// No two tiles alive at the same time may overlap.
+    pub(crate) unsafe fn tile(&self, row: usize, rows: usize, col: usize, cols: usize) -> MatMut<'_> {
+        assert!(row + rows <= self.rows && col + cols <= self.cols, "tile leaves the matrix");
+        // The offset is inside the matrix unless the tile is empty, in which case nothing is written.
+        let ptr = self.ptr.wrapping_add(row * self.cols + col);
+        MatMut { ptr, rows, cols, row_stride: self.cols, data: PhantomData }
+    }
+}
+
+/// What happens to what the destination held.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Write {
+    Replace,
+    Add,
+}
+
+/// On how many threads a product runs.
+#[derive(Clone, Copy)]
+pub(crate) enum Threads {
+    /// The caller is itself one of many parallel tasks.
+    One,
+    /// All threads of the current rayon pool.
+    All,
+}
+
+/// `dst = scale · a b` or `dst += scale · a b`, with `a: (m, k)`, `b: (k, n)`, `dst: (m, n)`.
+///
+/// The result is deterministic for a given number of threads: the inner dimension is never split.
+pub(crate) fn gemm(dst: &mut MatMut<'_>, write: Write, scale: f32, a: Mat<'_>, b: Mat<'_>, threads: Threads) {
+    let (m, k, n) = (a.rows, a.cols, b.cols);
+    assert!(b.rows == k && dst.rows == m && dst.cols == n, "product of ({m}, {k}) and ({}, {n})", b.rows);
+    let parallelism = match threads {
+        Threads::One => gemm::Parallelism::None,
+        Threads::All => gemm::Parallelism::Rayon(0),
+    };
+    let signed = usize::cast_signed;
+    // SAFETY: the views were checked against their slices when they were made, and `a`, `b` and `dst`
+    // agree in shape (asserted above), so every access stays inside. `dst` is an exclusive borrow. With
+    // `Write::Replace` the destination is not read, so it may be uninitialised.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            dst.ptr,
+            1,
+            signed(dst.row_stride),
+            write == Write::Add,
+            a.ptr,
+            signed(a.col_stride),
+            signed(a.row_stride),
+            b.ptr,
+            signed(b.col_stride),
+            signed(b.row_stride),
+            1.0,
+            scale,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+}
+
+/// A new row-major `scale · a b` on all threads. `a: (m, k)`, `b: (k, n)` → `m * n` floats.
+pub(crate) fn product(scale: f32, a: Mat<'_>, b: Mat<'_>) -> Vec<f32> {
+    let (m, n) = (a.rows, b.cols);
+    if m * n == 0 || a.cols == 0 {
+        return vec![0.0; m * n];
+    }
+    let write = |out: &mut [MaybeUninit<f32>]| {
+        let ptr = out.as_mut_ptr().cast();
+        let mut dst = MatMut { ptr, rows: m, cols: n, row_stride: n, data: PhantomData };
+        gemm(&mut dst, Write::Replace, scale, a, b, Threads::All);
+    };
+    // SAFETY: a replacing product over the whole of `out` writes every element.
+    unsafe { buffer::write_all(m * n, write) }
+}

@@ -1,0 +1,94 @@
+//! Rotary position embedding (Su et al., arXiv 2104.09864), in the "rotate half" form of Llama: in each
+//! head of size `D`, the pair `(i, i + D/2)` turns by `position · inv_freq[i]`.
+//!
+//! A rotation is orthogonal, so the backward pass turns the gradient back by the same angles.
+
+#![expect(clippy::indexing_slicing, clippy::as_conversions, reason = "row offsets of checked shapes")]
+
+use crate::buffer::{fill_rows, input, prepare};
+use crate::simd;
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use std::sync::Arc;
+
+/// Cosines and sines of every angle: `(max_positions, D/2)` each. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct RopeTable {
+    cos: Arc<[f32]>,
+    sin: Arc<[f32]>,
+    half: usize,
+}
+
+impl RopeTable {
+    /// The plain table: `inv_freq[i] = theta^(−2i/D)`.
+    pub fn new(theta: f64, head_dim: usize, max_positions: usize) -> Result<Self> {
+        let theta = theta as f32;
+        let inv_freq: Vec<f32> =
+            (0..head_dim / 2).map(|i| 1.0 / theta.powf((2 * i) as f32 / head_dim as f32)).collect();
+        Self::from_inverse_frequencies(&inv_freq, max_positions)
+    }
+
+    /// From frequencies that were scaled for long contexts. `inv_freq (D/2)`. Angles are computed in f32,
+    /// as Transformers does.
+    pub fn from_inverse_frequencies(inv_freq: &[f32], max_positions: usize) -> Result<Self> {
+        if inv_freq.is_empty() || max_positions == 0 {
+            bail!("rope: a table needs frequencies and positions, got {} and {max_positions}", inv_freq.len());
+        }
+        let angles = || (0..max_positions).flat_map(|p| inv_freq.iter().map(move |f| p as f32 * f));
+        let (cos, sin) = (angles().map(f32::cos).collect(), angles().map(f32::sin).collect());
+        Ok(Self { cos, sin, half: inv_freq.len() })
+    }
+
+    /// Number of positions the table covers.
+    #[must_use]
+    pub fn max_positions(&self) -> usize {
+        self.cos.len() / self.half
+    }
+}
+
+/// `x (N, H·D)`, `positions (N)` → `(N, H·D)`.
+pub fn rope(x: &Tensor, table: &RopeTable, positions: &[u32], head_dim: usize) -> Result<Tensor> {
+    let &[n, c] = x.dims() else { bail!("rope: x is {:?}; expected (N, H·D)", x.dims()) };
+    if n * c == 0 || head_dim != 2 * table.half || !c.is_multiple_of(head_dim) || positions.len() != n {
+        bail!(
+            "rope: x is ({n}, {c}) with head size {head_dim} and {} positions, the table has head size {}",
+            positions.len(),
+            2 * table.half
+        );
+    }
+    if let Some(at) = positions.iter().position(|&p| p as usize >= table.max_positions()) {
+        bail!("rope: token {at} has position {}, the table ends at {}", positions[at], table.max_positions());
+    }
+    let op = Rope { table: table.clone(), positions: positions.into(), sign: 1.0 };
+    prepare("rope", "x", x)?.apply_op1(op)
+}
+
+#[derive(Clone)]
+struct Rope {
+    table: RopeTable,
+    positions: Arc<[u32]>,
+    sign: f32,
+}
+
+impl CustomOp1 for Rope {
+    fn name(&self) -> &'static str {
+        "rope"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let x = input(self.name(), x, layout)?;
+        let (n, c) = layout.shape().dims2()?;
+        let half = self.table.half;
+        let y = fill_rows(n, c, |row, y| {
+            let at = self.positions[row] as usize * half;
+            let (cos, sin) = (&self.table.cos[at..][..half], &self.table.sin[at..][..half]);
+            for (y, x) in y.chunks_exact_mut(2 * half).zip(x[row * c..][..c].chunks_exact(2 * half)) {
+                simd::rotate(y, x, cos, sin, self.sign);
+            }
+        });
+        Ok((CpuStorage::F32(y), layout.shape().clone()))
+    }
+
+    fn bwd(&self, _x: &Tensor, _y: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
+        Ok(Some(g.contiguous()?.apply_op1_no_bwd(&Self { sign: -self.sign, ..self.clone() })?))
+    }
+}

@@ -1,0 +1,276 @@
+//! The hot loops, compiled once per instruction set and chosen at run time.
+//!
+//! The loops are plain Rust over lanes of [`LANES`] floats, which LLVM turns into vector code when it may
+//! assume the features. Results differ in the last bits between instruction sets (with and without fused
+//! multiply-add) but not between runs on one machine.
+
+#![expect(clippy::indexing_slicing, reason = "lane loops over arrays of a fixed length")]
+
+use std::sync::OnceLock;
+
+const LANES: usize = 16;
+
+/// An instruction set this machine can run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Level {
+    /// Whatever the binary was compiled for.
+    Portable,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+}
+
+impl Level {
+    /// All levels this machine can run, best last.
+    pub(crate) fn available() -> Vec<Self> {
+        let mut levels = vec![Self::Portable];
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            levels.push(Self::Avx2);
+            if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl") {
+                levels.push(Self::Avx512);
+            }
+        }
+        levels
+    }
+
+    /// The best level, found once.
+    pub(crate) fn best() -> Self {
+        static BEST: OnceLock<Level> = OnceLock::new();
+        *BEST.get_or_init(|| Self::available().last().copied().unwrap_or(Self::Portable))
+    }
+}
+
+/// Defines `fn name(args)` that runs `body` compiled for the best level, and `at::name(level, args)` that
+/// runs it at a chosen one. `body` sees a constant `FMA`: whether [`fma`] may fuse.
+macro_rules! dispatched {
+    ($($(#[$doc:meta])* fn $name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? $body:block)*) => {
+        $($(#[$doc])*
+        #[inline]
+        pub(crate) fn $name($($arg: $ty),*) $(-> $ret)? {
+            at::$name(Level::best(), $($arg),*)
+        })*
+
+        /// The same loops at a level of the caller's choice.
+        pub(crate) mod at {
+            use super::*;
+            $(#[inline]
+            pub(crate) fn $name(level: Level, $($arg: $ty),*) $(-> $ret)? {
+                #[inline(always)]
+                fn generic<const FMA: bool>($($arg: $ty),*) $(-> $ret)? $body
+
+                #[cfg(target_arch = "x86_64")]
+                #[target_feature(enable = "avx2,fma")]
+                fn avx2($($arg: $ty),*) $(-> $ret)? { generic::<true>($($arg),*) }
+
+                #[cfg(target_arch = "x86_64")]
+                #[target_feature(enable = "avx512f,avx512vl,avx2,fma")]
+                fn avx512($($arg: $ty),*) $(-> $ret)? { generic::<true>($($arg),*) }
+
+                match level {
+                    // aarch64 always has a fused multiply-add.
+                    Level::Portable => generic::<{ cfg!(target_arch = "aarch64") }>($($arg),*),
+                    // SAFETY: `Level::available` names only what this machine detected.
+                    #[cfg(target_arch = "x86_64")]
+                    Level::Avx2 => unsafe { avx2($($arg),*) },
+                    // SAFETY: as above.
+                    #[cfg(target_arch = "x86_64")]
+                    Level::Avx512 => unsafe { avx512($($arg),*) },
+                }
+            })*
+        }
+    };
+}
+
+/// `a * b + c`, fused where that is one instruction. (Elsewhere `mul_add` would be a library call.)
+#[inline(always)]
+fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
+    if FMA { a.mul_add(b, c) } else { a * b + c }
+}
+
+/// eˣ by Cephes' polynomial, relative error below 2e-7; saturates outside ±87, keeps NaN.
+#[inline(always)]
+fn exp<const FMA: bool>(x: f32) -> f32 {
+    // Adding 1.5·2²³ rounds to an integer and leaves that integer in the low bits.
+    const ROUND: f32 = 12_582_912.0;
+    // Written as comparisons so that NaN passes through.
+    let x = if x < -87.0 { -87.0 } else { x };
+    let x = if x > 88.0 { 88.0 } else { x };
+    let shifted = fma::<FMA>(x, std::f32::consts::LOG2_E, ROUND);
+    let n = shifted - ROUND;
+    // ln 2 in two parts, the first exact in few bits.
+    let r = fma::<FMA>(n, -0.693_359_4, x);
+    let r = fma::<FMA>(n, 2.121_944_4e-4, r);
+    let mut p = 1.987_569_1e-4;
+    p = fma::<FMA>(p, r, 1.398_199_9e-3);
+    p = fma::<FMA>(p, r, 8.333_452e-3);
+    p = fma::<FMA>(p, r, 4.166_579_6e-2);
+    p = fma::<FMA>(p, r, 1.666_666_5e-1);
+    p = fma::<FMA>(p, r, 0.5);
+    let y = fma::<FMA>(p, r * r, r) + 1.0;
+    y * f32::from_bits((shifted.to_bits() << 23).wrapping_add(0x3f80_0000))
+}
+
+/// Calls `$body` for every index in lanes, then one by one for what is left over.
+macro_rules! by_lanes {
+    ($len:expr, |$i:ident| $body:expr) => {{
+        let (len, mut start) = ($len, 0);
+        while start + LANES <= len {
+            for lane in 0..LANES {
+                let $i = start + lane;
+                $body;
+            }
+            start += LANES;
+        }
+        for $i in start..len {
+            $body;
+        }
+    }};
+}
+
+/// Sums `$term` over all indices in [`LANES`] running sums.
+macro_rules! sum_by_lanes {
+    ($len:expr, |$i:ident, $sum:ident| $term:expr) => {{
+        let (len, mut start) = ($len, 0);
+        let mut sums = [0f32; LANES];
+        while start + LANES <= len {
+            for (lane, sum) in sums.iter_mut().enumerate() {
+                let ($i, $sum) = (start + lane, *sum);
+                *sum = $term;
+            }
+            start += LANES;
+        }
+        for $i in start..len {
+            let $sum = sums[0];
+            sums[0] = $term;
+        }
+        fold(sums)
+    }};
+}
+
+/// Pairwise sum of the lanes.
+#[inline(always)]
+fn fold(sums: [f32; LANES]) -> f32 {
+    let mut s = sums;
+    let mut half = LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            s[i] += s[i + half];
+        }
+        half /= 2;
+    }
+    s[0]
+}
+
+dispatched! {
+    /// `Σ aᵢ bᵢ`.
+    fn dot(a: &[f32], b: &[f32]) -> f32 {
+        let b = &b[..a.len()];
+        sum_by_lanes!(a.len(), |i, sum| fma::<FMA>(a[i], b[i], sum))
+    }
+
+    /// The largest element; NaN is ignored (it comes back out of [`exp_sum`]).
+    fn max(a: &[f32]) -> f32 {
+        let mut best = [f32::NEG_INFINITY; LANES];
+        let lanes = a.chunks_exact(LANES);
+        let rest = lanes.remainder();
+        for chunk in lanes {
+            for lane in 0..LANES {
+                best[lane] = if chunk[lane] > best[lane] { chunk[lane] } else { best[lane] };
+            }
+        }
+        best.iter().chain(rest).fold(f32::NEG_INFINITY, |m, &x| if x > m { x } else { m })
+    }
+
+    /// `a ← exp(a − shift)`; returns the sum.
+    fn exp_sum(a: &mut [f32], shift: f32) -> f32 {
+        sum_by_lanes!(a.len(), |i, sum| {
+            a[i] = exp::<FMA>(a[i] - shift);
+            sum + a[i]
+        })
+    }
+
+    /// `Σ exp(a − shift)`.
+    fn sum_exp(a: &[f32], shift: f32) -> f32 {
+        sum_by_lanes!(a.len(), |i, sum| sum + exp::<FMA>(a[i] - shift))
+    }
+
+    /// `a ← factor · a`.
+    fn scale(a: &mut [f32], factor: f32) {
+        by_lanes!(a.len(), |i| a[i] *= factor)
+    }
+
+    /// `a ← a + b`.
+    fn add(a: &mut [f32], b: &[f32]) {
+        let b = &b[..a.len()];
+        by_lanes!(a.len(), |i| a[i] += b[i])
+    }
+
+    /// One row of RMSNorm: `y = r x ⊙ w`.
+    fn scale_by(y: &mut [f32], x: &[f32], w: &[f32], r: f32) {
+        let (x, w) = (&x[..y.len()], &w[..y.len()]);
+        by_lanes!(y.len(), |i| y[i] = x[i] * r * w[i])
+    }
+
+    /// `Σ gᵢ wᵢ xᵢ`.
+    fn dot3(g: &[f32], w: &[f32], x: &[f32]) -> f32 {
+        let (w, x) = (&w[..g.len()], &x[..g.len()]);
+        sum_by_lanes!(g.len(), |i, sum| fma::<FMA>(g[i] * w[i], x[i], sum))
+    }
+
+    /// One row of RMSNorm's backward: `dx = r (g ⊙ w − c x)`.
+    fn rms_backward(dx: &mut [f32], g: &[f32], w: &[f32], x: &[f32], r: f32, c: f32) {
+        let (g, w, x) = (&g[..dx.len()], &w[..dx.len()], &x[..dx.len()]);
+        by_lanes!(dx.len(), |i| dx[i] = r * fma::<FMA>(-c, x[i], g[i] * w[i]))
+    }
+
+    /// `acc ← acc + r g ⊙ x`.
+    fn add_scaled_product(acc: &mut [f32], g: &[f32], x: &[f32], r: f32) {
+        let (g, x) = (&g[..acc.len()], &x[..acc.len()]);
+        by_lanes!(acc.len(), |i| acc[i] = fma::<FMA>(g[i] * r, x[i], acc[i]))
+    }
+
+    /// Rotates one head by the angles whose cosines and sines are given (`sign` −1 rotates back):
+    /// the pair `(i, i + D/2)` turns by angle `i`.
+    fn rotate(y: &mut [f32], x: &[f32], cos: &[f32], sin: &[f32], sign: f32) {
+        let half = cos.len();
+        let (y0, y1) = y.split_at_mut(half);
+        let (x0, x1) = x.split_at(half);
+        let (y1, x1, sin) = (&mut y1[..half], &x1[..half], &sin[..half]);
+        by_lanes!(half, |i| {
+            let s = sin[i] * sign;
+            y0[i] = fma::<FMA>(x0[i], cos[i], -(x1[i] * s));
+            y1[i] = fma::<FMA>(x1[i], cos[i], x0[i] * s);
+        })
+    }
+
+    /// `y = silu(gate) ⊙ up`.
+    fn swiglu(y: &mut [f32], gate: &[f32], up: &[f32]) {
+        let (gate, up) = (&gate[..y.len()], &up[..y.len()]);
+        by_lanes!(y.len(), |i| y[i] = gate[i] / (1.0 + exp::<FMA>(-gate[i])) * up[i])
+    }
+
+    /// Gradients of [`swiglu`] for the output gradient `dy`.
+    fn swiglu_backward(dgate: &mut [f32], dup: &mut [f32], gate: &[f32], up: &[f32], dy: &[f32]) {
+        let n = dgate.len();
+        let (dup, gate, up, dy) = (&mut dup[..n], &gate[..n], &up[..n], &dy[..n]);
+        by_lanes!(n, |i| {
+            let sigmoid = 1.0 / (1.0 + exp::<FMA>(-gate[i]));
+            let silu = gate[i] * sigmoid;
+            dup[i] = dy[i] * silu;
+            dgate[i] = dy[i] * up[i] * fma::<FMA>(silu, 1.0 - sigmoid, sigmoid);
+        })
+    }
+
+    /// One row of attention's backward. In: scores and `dP`; out: `P = exp(score − lse)` and
+    /// `dS = P ⊙ (dP − delta)`.
+    fn attention_backward(scores: &mut [f32], dp: &mut [f32], lse: f32, delta: f32) {
+        let dp = &mut dp[..scores.len()];
+        by_lanes!(scores.len(), |i| {
+            let p = exp::<FMA>(scores[i] - lse);
+            scores[i] = p;
+            dp[i] = p * (dp[i] - delta);
+        })
+    }
+}
