@@ -105,49 +105,32 @@ impl From<QueryError> for Error {
     }
 }
 
-impl From<Error> for ApiError {
-    fn from(error: Error) -> Self {
-        match error {
-            Error::Refused(problem) => problem.into(),
-            Error::Peer(error) => error.into(),
-            Error::DatabaseDown(cause) => {
-                Self::new(Code::Unavailable, "the database cannot be reached; try again in a moment").caused_by(cause)
+impl Error {
+    /// What the client gets to see. The only match from error to status.
+    fn public(&self) -> ApiError {
+        let cause = || service::error::chain(self);
+        match self {
+            Self::Refused(problem) => problem.clone().into(),
+            Self::Peer(ClientError::Problem { problem, .. }) if problem.status < 500 && problem.status != 401 => {
+                problem.clone().into()
             }
-            Error::Query(cause) => Self::internal(cause),
-            Error::Defect(cause) => Self::internal(cause),
+            Self::Peer(error) if error.is_transient() => {
+                ApiError::new(Code::Unavailable, format!("{error}; try again in a moment")).caused_by(cause())
+            }
+            Self::DatabaseDown(_) => {
+                ApiError::new(Code::Unavailable, format!("{self}; try again in a moment")).caused_by(cause())
+            }
+            Self::Peer(_) | Self::Query(_) | Self::Defect(_) => ApiError::internal(cause()),
         }
     }
 }
 
 impl ResponseError for Error {
     fn status_code(&self) -> StatusCode {
-        match self {
-            Self::Refused(problem) => StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
-            Self::Peer(ClientError::Problem { problem, .. }) if problem.status < 500 && problem.status != 401 => {
-                StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
-            }
-            Self::Peer(error) if error.is_transient() => StatusCode::SERVICE_UNAVAILABLE,
-            Self::DatabaseDown(_) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Peer(_) | Self::Query(_) | Self::Defect(_) => StatusCode::INTERNAL_SERVER_ERROR,
-        }
+        self.public().status_code()
     }
 
     fn error_response(&self) -> HttpResponse {
-        // Actix hands out a reference only, and the cause is not needed once it is logged.
-        let code = match self {
-            Self::Refused(problem) => return ApiError::from(problem.clone()).error_response(),
-            Self::Peer(ClientError::Problem { problem, .. }) if problem.status < 500 && problem.status != 401 => {
-                return ApiError::from(problem.clone()).error_response();
-            }
-            Self::Peer(error) if error.is_transient() => Code::Unavailable,
-            Self::DatabaseDown(_) => Code::Unavailable,
-            Self::Peer(_) | Self::Query(_) | Self::Defect(_) => Code::Internal,
-        };
-        let cause = service::error::chain(self);
-        match code {
-            Code::Unavailable => ApiError::new(code, format!("{self}; try again in a moment")).caused_by(cause),
-            _ => ApiError::internal(cause),
-        }
-        .error_response()
+        self.public().error_response()
     }
 }

@@ -1,8 +1,70 @@
 //! Backend: API, job state, launchers, reconcilers, live updates.
 
+pub mod auth;
+pub mod config;
 pub mod db;
 pub mod error;
+pub mod gateway;
 pub mod jobs;
 pub mod schema;
+pub mod state;
 
 pub use error::{Error, Result};
+pub use state::AppState;
+
+use actix_web::web;
+use anyhow::Context;
+use config::Config;
+use db::{Db, Direction};
+use futures::FutureExt;
+use gateway::Gateway;
+use service::{Env, server, telemetry};
+use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
+
+/// Runs the backend until SIGTERM or SIGINT. Needs a multi-threaded runtime.
+pub async fn run(env: Env) -> anyhow::Result<()> {
+    let config = Config::from_env(&env)?;
+    let telemetry = telemetry::init("hone-backend", &env)?;
+    // The port first: a second backend on the same port must not touch the database.
+    let listener = server::bind(&config.server)?;
+    let base_url = config.base_url(listener.local_addr()?);
+    let migrated = db::migrate(&config.database, Direction::Up).await?;
+    if migrated > 0 {
+        tracing::info!("applied {migrated} migrations");
+    }
+    let state = AppState {
+        db: Db::new(&config.database)?,
+        gateway: Gateway::new(&config.gateway_url, &config.token_key)?,
+        base_url,
+        config: Arc::new(config),
+    };
+    if let Some(key) = state.config.bootstrap_key.clone() {
+        let stored = state.db.system(async move |conn| auth::bootstrap(conn, "local", &key).await).await;
+        stored.context("cannot store the bootstrap key")?;
+    }
+    let stop = CancellationToken::new();
+    let shared = state.clone();
+    let routes = move |config: &mut web::ServiceConfig| configure(config, &shared);
+    server::serve(state.config.server.clone(), listener, telemetry.metrics.clone(), readiness(&state), routes).await?;
+    stop.cancel();
+    Ok(())
+}
+
+/// All routes of the API.
+pub fn configure(config: &mut web::ServiceConfig, state: &AppState) {
+    config.app_data(web::Data::new(state.clone()));
+}
+
+/// Ready means: requests that need the database and the storage gateway will be served.
+fn readiness(state: &AppState) -> server::Readiness {
+    let state = state.clone();
+    Arc::new(move || {
+        let state = state.clone();
+        async move {
+            state.db.ping().await.map_err(|e| service::error::chain(&e))?;
+            state.gateway.health().await.map_err(|e| service::error::chain(&e))
+        }
+        .boxed()
+    })
+}

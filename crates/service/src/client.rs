@@ -102,6 +102,8 @@ pub struct ClientConfig {
     pub base_url: String,
     /// For a whole JSON call; streams only have the connect and read timeouts.
     pub timeout: Duration,
+    /// Longest silence of the service, also before the first byte of its reply.
+    pub read_timeout: Duration,
     pub retry: RetryPolicy,
     pub token: Option<TokenSource>,
 }
@@ -118,7 +120,14 @@ impl fmt::Debug for ClientConfig {
 impl ClientConfig {
     pub fn new(service: &'static str, base_url: impl Into<String>) -> Self {
         let base_url = base_url.into().trim_end_matches('/').to_owned();
-        Self { service, base_url, timeout: Duration::from_secs(30), retry: RetryPolicy::INTERACTIVE, token: None }
+        Self {
+            service,
+            base_url,
+            timeout: Duration::from_secs(30),
+            read_timeout: Duration::from_secs(60),
+            retry: RetryPolicy::INTERACTIVE,
+            token: None,
+        }
     }
 
     #[must_use]
@@ -148,6 +157,12 @@ impl ClientConfig {
         self.timeout = timeout;
         self
     }
+
+    #[must_use]
+    pub const fn read_timeout(mut self, timeout: Duration) -> Self {
+        self.read_timeout = timeout;
+        self
+    }
 }
 
 /// A client for one service. Cheap to clone; clones share connections and breaker.
@@ -163,7 +178,7 @@ impl Client {
         let http = reqwest::Client::builder()
             .user_agent(concat!("hone/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(Duration::from_secs(5))
-            .read_timeout(Duration::from_secs(60))
+            .read_timeout(config.read_timeout)
             .pool_idle_timeout(Duration::from_secs(30))
             .redirect(reqwest::redirect::Policy::none())
             .build()

@@ -81,10 +81,16 @@ CREATE TABLE datasets (
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),
     deleted_at timestamptz,
+    -- When the stored objects of a deleted dataset were removed.
+    purged_at timestamptz,
     CONSTRAINT datasets_tenant_key UNIQUE (user_id, id)
 );
 CREATE UNIQUE INDEX datasets_name_key ON datasets (user_id, name) WHERE deleted_at IS NULL;
 CREATE INDEX datasets_page_idx ON datasets (user_id, created_at DESC, id DESC) WHERE deleted_at IS NULL;
+
+-- What the sweeper looks for.
+CREATE INDEX datasets_sweep_idx ON datasets (updated_at)
+    WHERE purged_at IS NULL AND (deleted_at IS NOT NULL OR status <> 'ready');
 
 -- The registry of base models. A revision is named by the content of its files, so it is shared: everyone
 -- may use it, user_id is who brought it.
@@ -181,6 +187,7 @@ CREATE TABLE job_events (
     CONSTRAINT job_events_job_fkey FOREIGN KEY (user_id, job_id) REFERENCES training_jobs (user_id, id) ON DELETE CASCADE
 );
 CREATE INDEX job_events_stream_idx ON job_events (job_id, id);
+CREATE INDEX job_events_checkpoint_idx ON job_events (job_id) WHERE body -> 'event' ->> 'type' = 'checkpoint';
 
 CREATE TABLE metrics_points (
     job_id uuid NOT NULL,

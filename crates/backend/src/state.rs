@@ -1,0 +1,14 @@
+//! What every handler and background task shares.
+
+use crate::{config::Config, db::Db, gateway::Gateway};
+use std::sync::Arc;
+
+/// Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct AppState {
+    pub config: Arc<Config>,
+    pub db: Db,
+    pub gateway: Gateway,
+    /// Where trainers reach this backend, without a trailing slash.
+    pub base_url: String,
+}
