@@ -1,0 +1,88 @@
+//! Guessing the format from the first bytes.
+
+use crate::parse::{CHAT_KEYS, INSTRUCTION_KEYS};
+use serde::de::IgnoredAny;
+use std::collections::BTreeMap;
+use wire::dataset::DatasetFormat;
+
+/// Bytes [`detect`] needs at most.
+pub(crate) const SAMPLE: usize = 64 << 10;
+
+/// Lines of the sample that are looked at.
+const LINES: usize = 32;
+
+/// The format of a file that begins with `sample` (64 KiB are plenty).
+///
+/// Anything that does not look like JSON is text. JSON that fits no format is called chat JSONL, whose
+/// validation then says what is missing.
+#[must_use]
+pub fn detect(sample: &[u8]) -> DatasetFormat {
+    let sample = sample.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(sample);
+    let text = String::from_utf8_lossy(sample);
+    let mut lines = text.lines().map(str::trim).filter(|l| !l.is_empty()).take(LINES).peekable();
+    let Some(first) = lines.peek() else {
+        return DatasetFormat::ChatJsonl;
+    };
+    if !looks_like_json(first) {
+        return DatasetFormat::Text;
+    }
+    lines.find_map(format_of_line).unwrap_or(DatasetFormat::ChatJsonl)
+}
+
+/// `{`, or a `[` that opens a JSON array of objects rather than bracketed prose.
+fn looks_like_json(line: &str) -> bool {
+    match line.strip_prefix('[') {
+        Some(rest) => rest.trim_start().is_empty() || rest.trim_start().starts_with('{'),
+        None => line.strip_prefix('{').is_some_and(|r| {
+            let r = r.trim_start();
+            r.is_empty() || r.starts_with(['"', '\'', '}'])
+        }),
+    }
+}
+
+fn format_of_line(line: &str) -> Option<DatasetFormat> {
+    let has = |keys: &[&str]| match serde_json::from_str::<BTreeMap<String, IgnoredAny>>(line) {
+        Ok(map) => keys.iter().any(|k| map.contains_key(*k)),
+        // Broken or cut off: look for the quoted key.
+        Err(_) => keys.iter().any(|k| line.contains(&format!("\"{k}\""))),
+    };
+    if has(CHAT_KEYS) {
+        Some(DatasetFormat::ChatJsonl)
+    } else if has(INSTRUCTION_KEYS) {
+        Some(DatasetFormat::InstructionJsonl)
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_of_the_first_rows_tell_the_format() {
+        let chat = br#"{"messages": [{"role": "user", "content": "instruction"}]}"#;
+        assert_eq!(detect(chat), DatasetFormat::ChatJsonl);
+        assert_eq!(
+            detect(b"\xEF\xBB\xBF\r\n {\"instruction\": \"a\", \"output\": \"b\"}"),
+            DatasetFormat::InstructionJsonl
+        );
+        assert_eq!(detect(br#"{"prompt": "a", "completion": "b"}"#), DatasetFormat::InstructionJsonl);
+        assert_eq!(detect(b"{broken\": 1}\nnothing"), DatasetFormat::Text);
+        assert_eq!(detect(b"{\"broken\nnothing\n{\"prompt\": \"a\"}"), DatasetFormat::InstructionJsonl);
+    }
+
+    #[test]
+    fn prose_is_text_even_with_brackets_or_bad_bytes() {
+        assert_eq!(detect(b"In the beginning"), DatasetFormat::Text);
+        assert_eq!(detect(b"[Illustration]\n\nCall me Ishmael."), DatasetFormat::Text);
+        assert_eq!(detect(b"\xff\xfe\x00"), DatasetFormat::Text);
+    }
+
+    #[test]
+    fn a_json_array_and_an_empty_file_are_left_to_validation_to_explain() {
+        assert_eq!(detect(b"[\n  {\"messages\": []}\n]"), DatasetFormat::ChatJsonl);
+        assert_eq!(detect(b"[{\"prompt\": \"a\"}]"), DatasetFormat::InstructionJsonl);
+        assert_eq!(detect(b""), DatasetFormat::ChatJsonl);
+    }
+}
