@@ -1,0 +1,71 @@
+use crate::harness::{check, frozen, trained};
+use kernels::{RopeTable, Segments, rms_norm, rms_norm_trainable, rope, swiglu};
+
+const TOLERANCE: f64 = 3e-6;
+
+fn naive_rms_norm(x: &[f64], w: &[f64], eps: f64) -> Vec<f64> {
+    let row = |x: &[f64]| {
+        let r = 1.0 / (x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64 + eps).sqrt();
+        x.iter().zip(w).map(|(x, w)| x * r * w).collect::<Vec<_>>()
+    };
+    x.chunks(w.len()).flat_map(row).collect()
+}
+
+#[test]
+fn rms_norm_matches_and_never_trains_its_weight() {
+    for (n, c) in [(1, 2), (3, 5), (7, 64), (150, 17)] {
+        let inputs = [trained("x", &[n, c]), frozen("w", &[c]).around(1.0, 0.5)];
+        check(&inputs, TOLERANCE, &|t| rms_norm(&t[0], &t[1], 1e-5), &|v| naive_rms_norm(&v[0], &v[1], 1e-5));
+    }
+}
+
+#[test]
+fn rms_norm_trainable_matches_and_trains_both() {
+    for (n, c) in [(1, 2), (3, 5), (7, 64), (150, 17)] {
+        let inputs = [trained("x", &[n, c]), trained("w", &[c]).around(1.0, 0.5)];
+        check(&inputs, TOLERANCE, &|t| rms_norm_trainable(&t[0], &t[1], 1e-5), &|v| naive_rms_norm(&v[0], &v[1], 1e-5));
+    }
+}
+
+/// Includes gates far outside the range where eˣ fits into f32.
+#[test]
+fn swiglu_matches() {
+    for (n, f, spread) in [(1, 1, 1.0), (3, 5, 3.0), (9, 70, 8.0), (4, 32, 150.0)] {
+        let inputs = [trained("gate", &[n, f]).around(0.0, spread), trained("up", &[n, f])];
+        check(&inputs, TOLERANCE, &|t| swiglu(&t[0], &t[1]), &|v| {
+            v[0].iter().zip(&v[1]).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect()
+        });
+    }
+}
+
+#[test]
+fn rope_turns_each_head_by_its_own_position() {
+    for (heads, d, lengths) in [(1, 2, vec![1]), (3, 8, vec![5, 1, 9]), (2, 48, vec![3, 30]), (1, 128, vec![40])] {
+        let segments = Segments::from_lengths(&lengths).unwrap();
+        let positions = segments.positions();
+        let table = RopeTable::new(10_000.0, d, 64).unwrap();
+        let inputs = [trained("x", &[segments.tokens(), heads * d])];
+        check(&inputs, TOLERANCE, &|t| rope(&t[0], &table, &positions, d), &|v| {
+            let mut y = v[0].clone();
+            for (row, y) in y.chunks_mut(heads * d).enumerate() {
+                for head in y.chunks_mut(d) {
+                    for i in 0..d / 2 {
+                        let angle = f64::from(positions[row]) / 10_000f64.powf(2.0 * i as f64 / d as f64);
+                        let (a, b) = (head[i], head[i + d / 2]);
+                        head[i] = a * angle.cos() - b * angle.sin();
+                        head[i + d / 2] = b * angle.cos() + a * angle.sin();
+                    }
+                }
+            }
+            y
+        });
+    }
+}
+
+#[test]
+fn positions_restart_at_every_sequence() {
+    let segments = Segments::from_lengths(&[3, 1, 2]).unwrap();
+    assert_eq!(segments.positions(), [0, 1, 2, 0, 0, 1]);
+    assert_eq!((segments.tokens(), segments.count()), (6, 3));
+    assert_eq!(segments.ranges().collect::<Vec<_>>(), [0..3, 3..4, 4..6]);
+}

@@ -1,0 +1,128 @@
+//! Compares an op with its naive f64 form.
+
+use candle_core::{Device, Result, Tensor, Var};
+
+/// Central differences are taken at this many elements of each input at most, spread evenly; at few of an
+/// input with many rows, whose naive form is slow.
+const SAMPLES: usize = 48;
+const SAMPLES_OF_MANY_ROWS: usize = 6;
+const STEP: f64 = 1e-5;
+
+/// One input of an op.
+pub struct Input {
+    pub name: &'static str,
+    pub dims: Vec<usize>,
+    pub trained: bool,
+    /// Values are drawn from `offset ± spread`.
+    pub offset: f64,
+    pub spread: f64,
+}
+
+pub fn trained(name: &'static str, dims: &[usize]) -> Input {
+    Input { name, dims: dims.to_vec(), trained: true, offset: 0.0, spread: 1.0 }
+}
+
+pub fn frozen(name: &'static str, dims: &[usize]) -> Input {
+    Input { trained: false, ..trained(name, dims) }
+}
+
+impl Input {
+    pub fn around(self, offset: f64, spread: f64) -> Self {
+        Self { offset, spread, ..self }
+    }
+}
+
+/// Uniform in [-1, 1), the same on every machine (splitmix64).
+pub fn noise(seed: u64, len: usize) -> Vec<f32> {
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 40) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+pub fn values(t: &Tensor) -> Vec<f32> {
+    t.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// One run of the op: its value and the gradient of `Σ value ⊙ probe` for every input that got one.
+struct Run {
+    value: Vec<f32>,
+    gradients: Vec<Option<Vec<f32>>>,
+}
+
+fn run(inputs: &[Input], data: &[Vec<f32>], op: &dyn Fn(&[Tensor]) -> Result<Tensor>) -> Run {
+    let vars: Vec<Var> =
+        inputs.iter().zip(data).map(|(i, d)| Var::from_vec(d.clone(), i.dims.clone(), &Device::Cpu).unwrap()).collect();
+    let tensors: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
+    let y = op(&tensors).unwrap();
+    let probe = Tensor::from_vec(noise(99, y.elem_count()), y.shape(), &Device::Cpu).unwrap();
+    let gradients = (&y * probe).unwrap().sum_all().unwrap().backward().unwrap();
+    Run { value: values(&y), gradients: vars.iter().map(|v| gradients.get(v).map(values)).collect() }
+}
+
+/// Checks `op` against `naive`, which maps the inputs' values to the output's, both row-major.
+///
+/// `tolerance` is on the difference relative to the largest element of the tensor compared. Every input
+/// is a candle variable; one that is not `trained` must get no gradient all the same.
+pub fn check(
+    inputs: &[Input],
+    tolerance: f64,
+    op: &dyn Fn(&[Tensor]) -> Result<Tensor>,
+    naive: &dyn Fn(&[Vec<f64>]) -> Vec<f64>,
+) {
+    let scaled = |(seed, i): (usize, &Input)| -> Vec<f32> {
+        let draw = noise(seed as u64 + 1, i.dims.iter().product());
+        draw.iter().map(|x| (f64::from(*x) * i.spread + i.offset) as f32).collect()
+    };
+    let data: Vec<Vec<f32>> = inputs.iter().enumerate().map(scaled).collect();
+    let (first, second) = (run(inputs, &data, op), run(inputs, &data, op));
+    assert_eq!(bits(&first.value), bits(&second.value), "two runs gave different values");
+
+    let mut wide: Vec<Vec<f64>> = data.iter().map(|d| d.iter().map(|&x| f64::from(x)).collect()).collect();
+    let expected = naive(&wide);
+    close("value", &first.value, &expected, tolerance);
+
+    let probe: Vec<f64> = noise(99, expected.len()).iter().map(|&x| f64::from(x)).collect();
+    let objective = |wide: &[Vec<f64>]| naive(wide).iter().zip(&probe).map(|(y, p)| y * p).sum::<f64>();
+    for (at, input) in inputs.iter().enumerate() {
+        let gradient = &first.gradients[at];
+        if !input.trained {
+            assert!(gradient.is_none(), "frozen {} got a gradient", input.name);
+            continue;
+        }
+        let gradient = gradient.as_ref().unwrap_or_else(|| panic!("{} got no gradient", input.name));
+        assert_eq!(bits(gradient), bits(second.gradients[at].as_ref().unwrap()), "gradients of two runs differ");
+        let samples = if input.dims[0] > 1000 { SAMPLES_OF_MANY_ROWS } else { SAMPLES };
+        let every = gradient.len().div_ceil(samples);
+        let (mut got, mut want) = (Vec::new(), Vec::new());
+        for i in (0..gradient.len()).step_by(every) {
+            let center = wide[at][i];
+            wide[at][i] = center + STEP;
+            let above = objective(&wide);
+            wide[at][i] = center - STEP;
+            let below = objective(&wide);
+            wide[at][i] = center;
+            got.push(gradient[i]);
+            want.push((above - below) / (2.0 * STEP));
+        }
+        close(&format!("gradient of {}", input.name), &got, &want, tolerance);
+    }
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|x| x.to_bits()).collect()
+}
+
+/// Asserts that no element is further off than `tolerance` times the largest expected one.
+pub fn close(what: &str, got: &[f32], want: &[f64], tolerance: f64) {
+    assert_eq!(got.len(), want.len(), "{what}: lengths differ");
+    let size = want.iter().fold(1e-3, |m: f64, x| m.max(x.abs()));
+    for (i, (&got, &want)) in got.iter().zip(want).enumerate() {
+        let off = (f64::from(got) - want).abs();
+        assert!(off <= tolerance * size, "{what}[{i}] is {got}, expected {want} (largest {size})");
+    }
+}
