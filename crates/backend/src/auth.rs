@@ -82,10 +82,13 @@ fn hash(key: &SecretString) -> Vec<u8> {
     Sha256::digest(key.expose_secret().as_bytes()).to_vec()
 }
 
+/// Key, user, user's name, key prefix, last use, expiry.
+type KeyRow = (Uuid, Uuid, String, String, Option<DateTime<Utc>>, Option<DateTime<Utc>>);
+
 /// The user a live key belongs to. Notes the use of the key at most once a minute.
 async fn find(conn: &mut Conn, hash: &[u8]) -> Result<Option<AuthUser>> {
     let live = api_keys::revoked_at.is_null().and(users::deleted_at.is_null());
-    let row: Option<(Uuid, Uuid, String, String, Option<DateTime<Utc>>, Option<DateTime<Utc>>)> = api_keys::table
+    let row: Option<KeyRow> = api_keys::table
         .inner_join(users::table.on(users::id.eq(api_keys::user_id)))
         .filter(api_keys::key_hash.eq(hash))
         .filter(live)

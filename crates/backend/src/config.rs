@@ -9,7 +9,7 @@ use service::{
 };
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-/// Default size limit of a dataset file: 500 MB.
+/// Default size limit of a dataset: 500 MB.
 const DATASET_MAX_BYTES: u64 = 500 * 1000 * 1000;
 
 /// What every API key starts with.
@@ -56,7 +56,7 @@ pub struct Config {
     pub max_concurrent_jobs: usize,
     pub lease: Duration,
     pub heartbeat: Duration,
-    /// Size limit of one dataset file; the gateway enforces its own.
+    /// Size limit of one dataset, all files together; the gateway has its own per file.
     pub dataset_max_bytes: u64,
 }
 

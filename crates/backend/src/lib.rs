@@ -1,13 +1,19 @@
 //! Backend: API, job state, launchers, reconcilers, live updates.
 
+pub mod api;
 pub mod auth;
 pub mod config;
+pub mod creation;
+pub mod datasets;
 pub mod db;
 pub mod error;
 pub mod gateway;
 pub mod jobs;
+pub mod registry;
 pub mod schema;
 pub mod state;
+pub mod store;
+pub mod sweep;
 
 pub use error::{Error, Result};
 pub use state::AppState;
@@ -44,16 +50,13 @@ pub async fn run(env: Env) -> anyhow::Result<()> {
         stored.context("cannot store the bootstrap key")?;
     }
     let stop = CancellationToken::new();
+    let sweeper = tokio::spawn(sweep::run(state.clone(), stop.clone()));
     let shared = state.clone();
-    let routes = move |config: &mut web::ServiceConfig| configure(config, &shared);
+    let routes = move |config: &mut web::ServiceConfig| api::configure(config, &shared);
     server::serve(state.config.server.clone(), listener, telemetry.metrics.clone(), readiness(&state), routes).await?;
     stop.cancel();
+    sweeper.await?;
     Ok(())
-}
-
-/// All routes of the API.
-pub fn configure(config: &mut web::ServiceConfig, state: &AppState) {
-    config.app_data(web::Data::new(state.clone()));
 }
 
 /// Ready means: requests that need the database and the storage gateway will be served.

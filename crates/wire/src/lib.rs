@@ -3,6 +3,7 @@
 //! Everything here is data: no I/O, no clock, no database. Services never link each other; they
 //! share this crate. The wire may be coarser than what a service stores.
 
+pub mod account;
 pub mod config;
 pub mod dataset;
 pub mod event;

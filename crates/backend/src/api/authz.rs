@@ -1,0 +1,37 @@
+//! Who may call what. Handlers enforce it by the extractor they take; tests compare this table with the
+//! OpenAPI document and call every operation without credentials.
+
+/// Who may call an operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// No credentials.
+    Anyone,
+    /// A user, on what belongs to them: an API key.
+    User,
+    /// The current attempt of the job in the path: its job token.
+    Job,
+}
+
+/// Operation id to who may call it, sorted by operation.
+pub const MATRIX: &[(&str, Access)] = &[
+    ("complete_dataset", Access::User),
+    ("complete_model", Access::User),
+    ("create_dataset", Access::User),
+    ("create_job", Access::User),
+    ("create_model", Access::User),
+    ("delete_dataset", Access::User),
+    ("download_model", Access::User),
+    ("get_dataset", Access::User),
+    ("get_job", Access::User),
+    ("get_me", Access::User),
+    ("get_model", Access::User),
+    ("get_openapi", Access::Anyone),
+    ("list_artifacts", Access::User),
+    ("list_checkpoints", Access::User),
+    ("list_datasets", Access::User),
+    ("list_jobs", Access::User),
+    ("list_metrics", Access::User),
+    ("list_models", Access::User),
+    ("preview_dataset", Access::User),
+    ("upload_dataset", Access::User),
+];

@@ -1,0 +1,126 @@
+//! Datasets.
+
+use crate::{
+    auth::AuthUser,
+    datasets,
+    error::{Error, Result},
+    state::AppState,
+    store::{
+        Dataset,
+        page::{PageQuery, page},
+    },
+};
+use actix_web::{HttpRequest, HttpResponse, delete, get, post, web};
+use serde::Deserialize;
+use utoipa::ToSchema;
+use wire::{
+    Page,
+    dataset::{CreateDataset, CreatedDataset, DatasetPreview, DatasetView, Split},
+    ids::DatasetId,
+    problem::Code,
+};
+
+type State = web::Data<AppState>;
+
+/// Form of `POST /datasets/upload`; the fields come in this order.
+#[derive(Debug, ToSchema)]
+#[expect(dead_code, reason = "describes the form in the OpenAPI document")]
+pub struct UploadForm {
+    name: String,
+    #[schema(value_type = String, format = Binary)]
+    file: Vec<u8>,
+    #[schema(value_type = Option<String>, format = Binary)]
+    validation: Option<Vec<u8>>,
+}
+
+/// Upload a dataset in one request. It is validated, and kept only when every row is good.
+#[utoipa::path(tag = "datasets", request_body(content = UploadForm, content_type = "multipart/form-data"),
+    responses((status = 201, body = DatasetView)))]
+#[post("/datasets/upload")]
+pub async fn upload_dataset(
+    state: State,
+    user: AuthUser,
+    req: HttpRequest,
+    payload: web::Payload,
+) -> Result<HttpResponse> {
+    let view = datasets::form::receive(AppState::clone(&state), user.user_id, &req, payload).await?;
+    Ok(HttpResponse::Created().json(view))
+}
+
+/// Open an upload straight to storage: put the parts, then complete.
+#[utoipa::path(tag = "datasets", responses((status = 201, body = CreatedDataset)))]
+#[post("/datasets")]
+pub async fn create_dataset(state: State, user: AuthUser, body: web::Json<CreateDataset>) -> Result<HttpResponse> {
+    let created = datasets::create(&state, user.user_id, body.into_inner()).await?;
+    Ok(HttpResponse::Created().json(created))
+}
+
+/// Validate an upload whose parts are all there. Repeating it is harmless.
+#[utoipa::path(tag = "datasets", params(("id" = DatasetId, Path)), responses((status = 200, body = DatasetView)))]
+#[post("/datasets/{id}/complete")]
+pub async fn complete_dataset(state: State, user: AuthUser, id: web::Path<DatasetId>) -> Result<HttpResponse> {
+    Ok(HttpResponse::Ok().json(datasets::complete(&state, user.user_id, *id).await?))
+}
+
+/// Datasets, newest first.
+#[utoipa::path(tag = "datasets", params(PageQuery), responses((status = 200, body = Page<DatasetView>)))]
+#[get("/datasets")]
+pub async fn list_datasets(
+    state: State,
+    user: AuthUser,
+    query: web::Query<PageQuery>,
+) -> Result<web::Json<Page<DatasetView>>> {
+    let limit = query.limit()?;
+    let rows = state.db.tenant(user.user_id, async move |conn| Dataset::list(conn, &query).await).await?;
+    Ok(web::Json(page(rows, limit, |row| (row.created_at, row.id), Into::into)))
+}
+
+/// A dataset by id or name.
+#[utoipa::path(tag = "datasets", params(("id" = String, Path, description = "id or name")),
+    responses((status = 200, body = DatasetView)))]
+#[get("/datasets/{id}")]
+pub async fn get_dataset(state: State, user: AuthUser, id: web::Path<String>) -> Result<web::Json<DatasetView>> {
+    let row = state.db.tenant(user.user_id, async move |conn| Dataset::find(conn, &id).await).await?;
+    Ok(web::Json(row.into()))
+}
+
+/// Delete a dataset. Refused while unfinished jobs use it.
+#[utoipa::path(tag = "datasets", params(("id" = String, Path, description = "id or name")),
+    responses((status = 204)))]
+#[delete("/datasets/{id}")]
+pub async fn delete_dataset(state: State, user: AuthUser, id: web::Path<String>) -> Result<HttpResponse> {
+    datasets::delete(&state, user.user_id, id.into_inner()).await?;
+    Ok(HttpResponse::NoContent().finish())
+}
+
+/// Which rows to show.
+#[derive(Debug, Clone, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct PreviewQuery {
+    /// Rows, 1 to 100; 5 when absent.
+    limit: Option<usize>,
+    /// `train` when absent.
+    split: Option<Split>,
+}
+
+/// First rows of a dataset.
+#[utoipa::path(tag = "datasets", params(("id" = String, Path, description = "id or name"), PreviewQuery),
+    responses((status = 200, body = DatasetPreview)))]
+#[get("/datasets/{id}/preview")]
+pub async fn preview_dataset(
+    state: State,
+    user: AuthUser,
+    id: web::Path<String>,
+    query: web::Query<PreviewQuery>,
+) -> Result<web::Json<DatasetPreview>> {
+    let row = state.db.tenant(user.user_id, async move |conn| Dataset::find(conn, &id).await).await?;
+    let limit = query.limit.unwrap_or(5);
+    if !(1..=100).contains(&limit) {
+        return Err(Error::refused(Code::Invalid, format!("limit: must be between 1 and 100, not {limit}")));
+    }
+    let file = row.file(query.split.unwrap_or(Split::Train));
+    let missing = || Error::refused(Code::NotFound, format!("the dataset {} has no such file", row.name));
+    let file = file.ok_or_else(missing)?;
+    Ok(web::Json(state.gateway.preview_dataset(&file.key, file.report.format, limit).await?))
+}

@@ -1,0 +1,105 @@
+//! The OpenAPI document, assembled from the handlers.
+
+use super::authz::{Access, MATRIX};
+use actix_web::{HttpResponse, get};
+use std::sync::LazyLock;
+use utoipa::{
+    Modify, OpenApi,
+    openapi::{
+        ContentBuilder, Ref, RefOr, Response, ResponseBuilder,
+        path::{Operation, PathItem},
+        security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme},
+    },
+};
+use wire::problem::{PROBLEM_JSON, Problem};
+
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "Hone", description = "Self-hosted fine-tuning: datasets, base models, training jobs."),
+    paths(
+        get_openapi,
+        super::account::get_me,
+        super::datasets::upload_dataset,
+        super::datasets::create_dataset,
+        super::datasets::complete_dataset,
+        super::datasets::list_datasets,
+        super::datasets::get_dataset,
+        super::datasets::delete_dataset,
+        super::datasets::preview_dataset,
+        super::models::create_model,
+        super::models::complete_model,
+        super::models::list_models,
+        super::models::get_model,
+        super::models::download_model,
+        super::jobs::create_job,
+        super::jobs::list_jobs,
+        super::jobs::get_job,
+        super::jobs::list_metrics,
+        super::jobs::list_checkpoints,
+        super::jobs::list_artifacts,
+    ),
+    components(schemas(Problem)),
+    modifiers(&Errors, &Security)
+)]
+struct ApiDoc;
+
+/// Every operation may answer with a problem.
+struct Errors;
+
+impl Modify for Errors {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let schema = Ref::from_schema_name("Problem");
+        let content = ContentBuilder::new().schema(Some(schema)).build();
+        let problem = ResponseBuilder::new().description("A problem (RFC 9457)").content(PROBLEM_JSON, content).build();
+        for (_, operation) in operations_mut(document) {
+            let default: RefOr<Response> = problem.clone().into();
+            operation.responses.responses.insert("default".into(), default);
+        }
+    }
+}
+
+/// Security as the authorisation matrix says.
+struct Security;
+
+impl Modify for Security {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let components = document.components.get_or_insert_default();
+        for scheme in ["api_key", "job_token"] {
+            components.add_security_scheme(scheme, SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer)));
+        }
+        for (id, operation) in operations_mut(document) {
+            let access = MATRIX.iter().find(|(name, _)| *name == id).map(|(_, access)| access);
+            operation.security = match access {
+                Some(Access::User) => Some(vec![SecurityRequirement::new("api_key", Vec::<String>::new())]),
+                Some(Access::Job) => Some(vec![SecurityRequirement::new("job_token", Vec::<String>::new())]),
+                Some(Access::Anyone) | None => None,
+            };
+        }
+    }
+}
+
+fn operations_mut(document: &mut utoipa::openapi::OpenApi) -> Vec<(String, &mut Operation)> {
+    let mut found = Vec::new();
+    for item in document.paths.paths.values_mut() {
+        let PathItem { get, put, post, delete, patch, .. } = item;
+        for operation in [get, put, post, delete, patch].into_iter().flatten() {
+            found.push((operation.operation_id.clone().unwrap_or_default(), operation));
+        }
+    }
+    found
+}
+
+/// The whole document.
+#[must_use]
+pub fn document() -> utoipa::openapi::OpenApi {
+    ApiDoc::openapi()
+}
+
+static TEXT: LazyLock<String> = LazyLock::new(|| document().to_pretty_json().unwrap_or_default());
+
+/// This document.
+#[utoipa::path(tag = "meta", responses((status = 200, description = "OpenAPI 3.1", content_type = "application/json")))]
+#[get("/openapi.json")]
+pub async fn get_openapi() -> HttpResponse {
+    HttpResponse::Ok().content_type("application/json").body(TEXT.as_str())
+}

@@ -1,0 +1,120 @@
+//! Creating a job: everything that can be refused is refused here, before anything is stored.
+
+use crate::{
+    db::Conn,
+    error::{Error, Result},
+    state::AppState,
+    store::{
+        Dataset, Job, Model,
+        idempotency::IdempotencyKey,
+        job::{NewJob, SpecSnapshot},
+    },
+};
+use wire::{
+    JobView, TrainingConfig,
+    config::Method,
+    dataset::{DatasetFile, DatasetFormat, DatasetStatus, Split},
+    ids::UserId,
+    job::{CreateJob, DatasetSpec, ModelSpec},
+    problem::{Code, FieldError, Problem},
+    storage::FileRef,
+};
+
+const DEFAULT_ATTEMPTS: u32 = 3;
+const MAX_ATTEMPTS: u32 = 20;
+const MAX_NAME_CHARS: usize = 200;
+
+/// Creates a queued job, or replays the reply of the first request with this key.
+pub async fn create(
+    state: &AppState,
+    user: UserId,
+    request: CreateJob,
+    key: Option<IdempotencyKey>,
+) -> Result<JobView> {
+    let config = TrainingConfig::from_value(&request.config)?;
+    let max_attempts = max_attempts(request.max_attempts)?;
+    if config.name.as_ref().is_some_and(|n| n.chars().count() > MAX_NAME_CHARS) {
+        return Err(Error::refused(Code::Invalid, format!("name: must have at most {MAX_NAME_CHARS} characters")));
+    }
+    let work = async move |conn: &mut Conn| {
+        if let Some(reply) = claim(conn, user, key.as_ref()).await? {
+            return Ok(reply);
+        }
+        let view = insert(conn, user, config, max_attempts).await?;
+        if let Some(key) = &key {
+            key.keep(conn, user, &view).await?;
+        }
+        Ok(view)
+    };
+    state.db.tenant(user, work).await
+}
+
+async fn claim(conn: &mut Conn, user: UserId, key: Option<&IdempotencyKey>) -> Result<Option<JobView>> {
+    match key {
+        Some(key) => key.claim(conn, user).await,
+        None => Ok(None),
+    }
+}
+
+async fn insert(conn: &mut Conn, user: UserId, config: TrainingConfig, max_attempts: i32) -> Result<JobView> {
+    let (model_name, revision) = config.model_ref();
+    let model = Model::find(conn, model_name, revision).await?;
+    let dataset = Dataset::find(conn, &config.dataset).await?;
+    let dataset = dataset_spec(dataset)?;
+    check_fit(config.method, dataset.format)?;
+    let name = config.name.clone().unwrap_or_else(|| format!("{}-{}", model.name, dataset.name));
+    let prefix = model.prefix();
+    let model = ModelSpec { name: model.name, revision: model.revision, prefix, files: model.files.0 };
+    let new = NewJob { name, config, spec: SpecSnapshot { model, dataset }, max_attempts };
+    let id = new.insert(conn, user).await?;
+    Job::find(conn, id).await?.try_into()
+}
+
+fn max_attempts(wanted: Option<u32>) -> Result<i32> {
+    let wanted = wanted.unwrap_or(DEFAULT_ATTEMPTS);
+    if !(1..=MAX_ATTEMPTS).contains(&wanted) {
+        let detail = format!("max_attempts: must be between 1 and {MAX_ATTEMPTS}, not {wanted}");
+        return Err(Error::refused(Code::Invalid, detail));
+    }
+    i32::try_from(wanted).map_err(Error::defect)
+}
+
+/// The files of a ready dataset.
+fn dataset_spec(dataset: Dataset) -> Result<DatasetSpec> {
+    let name = &dataset.name;
+    let not_ready = || {
+        let status = match dataset.status.0 {
+            DatasetStatus::Uploading => "is still being uploaded",
+            DatasetStatus::Validating => "is still being validated",
+            DatasetStatus::Invalid | DatasetStatus::Ready => "has no usable files",
+        };
+        Error::refused(Code::Conflict, format!("the dataset `{name}` {status}; train when it is ready"))
+    };
+    let reference = |f: &DatasetFile| FileRef { key: f.key.clone(), size: f.size, sha256: f.sha256.clone() };
+    match (dataset.status.0, dataset.format, dataset.file(Split::Train)) {
+        (DatasetStatus::Ready, Some(format), Some(train)) => Ok(DatasetSpec {
+            id: dataset.id(),
+            name: dataset.name.clone(),
+            format: format.0,
+            train: reference(train),
+            validation: dataset.file(Split::Validation).map(reference),
+        }),
+        _ => Err(not_ready()),
+    }
+}
+
+/// Whether rows of this format carry what the method learns from.
+fn check_fit(method: Method, format: DatasetFormat) -> Result<()> {
+    let (message, suggestion) = match (method, format) {
+        (Method::Pretrain, DatasetFormat::Text | DatasetFormat::ChatJsonl)
+        | (Method::Sft | Method::Full, DatasetFormat::ChatJsonl | DatasetFormat::InstructionJsonl) => return Ok(()),
+        (Method::Pretrain, DatasetFormat::InstructionJsonl) => {
+            ("`pretrain` needs a text or chat dataset, and this one holds instructions", "use `sft` or `full`")
+        }
+        (Method::Sft | Method::Full, DatasetFormat::Text) => {
+            ("needs rows with answers to learn, and this dataset is plain text", "use `pretrain`")
+        }
+    };
+    let problem = Problem::new(Code::Invalid, format!("training configuration: method: {message}; {suggestion}"));
+    Err(problem.with_errors(vec![FieldError::new("method", message).suggest(Some(suggestion))]).into())
+}

@@ -1,0 +1,119 @@
+//! Datasets from first byte to ready, and away again.
+//!
+//! A row in status `uploading` exists before the first object does, so whatever dies in between, the sweeper
+//! finds what to remove. A dataset is ready only after the gateway validated every file of it; everything
+//! else ends in [`discard`], which keeps nothing.
+
+pub mod form;
+mod session;
+mod validate;
+
+pub use session::{complete, create};
+pub use validate::finish;
+
+use crate::{
+    error::{Error, Result},
+    state::AppState,
+    store::{Dataset, Job},
+};
+use wire::{
+    dataset::{DatasetStatus, Split},
+    ids::{DatasetId, UserId},
+    problem::Code,
+};
+
+/// Reserves `name` and makes the row the upload belongs to.
+pub async fn begin(state: &AppState, user: UserId, name: &str) -> Result<Dataset> {
+    if !wire::model::is_valid_name(name) {
+        let detail = format!(
+            "name: `{name}` cannot be a dataset name; use 1 to 96 letters, digits, `.`, `_` or `-`, not starting with `.` or `-`"
+        );
+        return Err(Error::refused(Code::Invalid, detail));
+    }
+    let name = name.to_owned();
+    let insert = async move |conn: &mut crate::db::Conn| {
+        if let Some(other) = Dataset::find_by_name(conn, &name).await? {
+            return Err(taken(&other));
+        }
+        Dataset::insert(conn, user, DatasetId::random(), &name).await
+    };
+    state.db.tenant(user, insert).await
+}
+
+fn taken(other: &Dataset) -> Error {
+    let name = &other.name;
+    let detail = match other.status.0 {
+        DatasetStatus::Ready | DatasetStatus::Invalid => {
+            format!("a dataset named `{name}` exists; choose another name, or delete it first")
+        }
+        DatasetStatus::Uploading | DatasetStatus::Validating => {
+            format!("a dataset named `{name}` is being uploaded; wait until it is there, or delete it")
+        }
+    };
+    Error::refused(Code::Conflict, detail)
+}
+
+/// Removes a dataset that did not become one: the row is hidden at once, then its objects go. When storage
+/// cannot be reached now, the sweeper tries again.
+pub async fn discard(state: &AppState, dataset: &Dataset) {
+    let id = dataset.id();
+    let hidden = state.db.tenant(dataset.owner(), async move |conn| Dataset::soft_delete(conn, id).await).await;
+    let purged = match hidden {
+        Ok(()) => purge(state, dataset).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = purged {
+        tracing::warn!(dataset.id = %id, error = %service::error::chain(&error), "cannot remove a refused dataset yet");
+    }
+}
+
+/// Removes the objects of a dataset whose row is deleted. Idempotent.
+pub async fn purge(state: &AppState, dataset: &Dataset) -> Result<()> {
+    for upload in &dataset.uploads.0 {
+        state.gateway.abort_upload(&upload.session).await?;
+    }
+    state.gateway.delete_prefix(&dataset.prefix()).await?;
+    let id = dataset.id();
+    state.db.tenant(dataset.owner(), async move |conn| Dataset::purged(conn, id).await).await
+}
+
+/// Deletes a dataset unless a job still needs it.
+pub async fn delete(state: &AppState, user: UserId, id_or_name: String) -> Result<()> {
+    let hide = async move |conn: &mut crate::db::Conn| {
+        let dataset = Dataset::find(conn, &id_or_name).await?;
+        let jobs = Job::unfinished_with_dataset(conn, dataset.id()).await?;
+        if !jobs.is_empty() {
+            let ids: Vec<String> = jobs.iter().map(ToString::to_string).collect();
+            let detail = format!("unfinished jobs use this dataset; cancel them first: {}", ids.join(", "));
+            return Err(Error::refused(Code::Conflict, detail));
+        }
+        Dataset::soft_delete(conn, dataset.id()).await?;
+        Ok(dataset)
+    };
+    let dataset = state.db.tenant(user, hide).await?;
+    if let Err(error) = purge(state, &dataset).await {
+        // The dataset is gone for its user; the sweeper removes what is left of it.
+        tracing::warn!(dataset.id = %dataset.id(), error = %service::error::chain(&error), "cannot remove objects yet");
+    }
+    Ok(())
+}
+
+/// Key of a file: `train.jsonl`, `validation.txt`; only the extension comes from the user.
+fn key(dataset: &Dataset, split: Split, filename: &str) -> String {
+    let extension = filename.rsplit_once('.').map(|(_, e)| e.to_ascii_lowercase());
+    let extension = extension.filter(|e| (1..=8).contains(&e.len()) && e.chars().all(|c| c.is_ascii_alphanumeric()));
+    let stem = name(split);
+    format!("{}{stem}.{}", dataset.prefix(), extension.as_deref().unwrap_or("data"))
+}
+
+const fn name(split: Split) -> &'static str {
+    match split {
+        Split::Train => "train",
+        Split::Validation => "validation",
+    }
+}
+
+fn too_large(state: &AppState) -> Error {
+    let limit = state.config.dataset_max_bytes;
+    Error::refused(Code::TooLarge, format!("a dataset may have at most {limit} bytes; nothing was stored"))
+}

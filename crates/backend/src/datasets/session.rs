@@ -1,0 +1,137 @@
+//! Uploads straight to storage: open sessions, then complete them.
+
+use super::{begin, discard, finish, key, too_large};
+use crate::{
+    db::Conn,
+    error::{Error, Result},
+    state::AppState,
+    store::{Dataset, dataset::PendingFile},
+};
+use wire::{
+    dataset::{CreateDataset, CreateDatasetFile, CreatedDataset, DatasetStatus, DatasetView, Split},
+    ids::{DatasetId, UserId},
+    problem::Code,
+    storage::{FileRef, ObjectInfo, OpenUpload, UploadKind, UploadSession},
+};
+
+/// Reserves the name and opens one upload per file.
+pub async fn create(state: &AppState, user: UserId, request: CreateDataset) -> Result<CreatedDataset> {
+    check(state, &request.files)?;
+    let dataset = begin(state, user, &request.name).await?;
+    match open(state, &dataset, &request.files).await {
+        Ok(uploads) => Ok(CreatedDataset { dataset: dataset.into(), uploads }),
+        Err(error) => {
+            discard(state, &dataset).await;
+            Err(error)
+        }
+    }
+}
+
+fn check(state: &AppState, files: &[CreateDatasetFile]) -> Result<()> {
+    let count = |split| files.iter().filter(|f| f.split == split).count();
+    if count(Split::Train) != 1 || count(Split::Validation) > 1 {
+        return Err(Error::refused(Code::Invalid, "files: must hold one train file and at most one validation file"));
+    }
+    for file in files {
+        if file.size == 0 {
+            return Err(Error::refused(Code::Invalid, format!("files: {} is empty", file.filename)));
+        }
+    }
+    let total = files.iter().fold(0_u64, |sum, f| sum.saturating_add(f.size));
+    if total > state.config.dataset_max_bytes {
+        return Err(too_large(state));
+    }
+    Ok(())
+}
+
+async fn open(state: &AppState, dataset: &Dataset, files: &[CreateDatasetFile]) -> Result<Vec<UploadSession>> {
+    let (mut sessions, mut pending) = (Vec::new(), Vec::new());
+    for file in files {
+        let key = key(dataset, file.split, &file.filename);
+        let request =
+            OpenUpload { key: key.clone(), size: file.size, kind: UploadKind::Dataset, sha256: file.sha256.clone() };
+        let session = state.gateway.open_upload(&request).await?;
+        pending.push(PendingFile {
+            split: file.split,
+            session: session.id.clone(),
+            key,
+            size: file.size,
+            sha256: file.sha256.clone(),
+            stored: None,
+        });
+        sessions.push(session);
+        // After each one: an open session that no row knows would never be aborted.
+        save(state, dataset, pending.clone()).await?;
+    }
+    Ok(sessions)
+}
+
+async fn save(state: &AppState, dataset: &Dataset, pending: Vec<PendingFile>) -> Result<()> {
+    let id = dataset.id();
+    state.db.tenant(dataset.owner(), async move |conn| Dataset::set_uploads(conn, id, pending).await).await
+}
+
+/// Completes the uploads of a dataset and validates it. Repeating it after success gives the same answer.
+pub async fn complete(state: &AppState, user: UserId, id: DatasetId) -> Result<DatasetView> {
+    let find = async move |conn: &mut Conn| Dataset::find(conn, &id.to_string()).await;
+    let mut dataset = state.db.tenant(user, find).await?;
+    match dataset.status.0 {
+        DatasetStatus::Ready => return Ok(dataset.into()),
+        DatasetStatus::Uploading => {}
+        DatasetStatus::Validating | DatasetStatus::Invalid => {
+            return Err(Error::refused(Code::Conflict, "the dataset is being validated by another request"));
+        }
+    }
+    let files = store_all(state, &mut dataset).await?;
+    finish(state, dataset, files).await
+}
+
+/// Completes what is not yet complete. Missing parts leave the dataset as it is, so that the client can
+/// send them; content that is not what was declared discards it.
+async fn store_all(state: &AppState, dataset: &mut Dataset) -> Result<Vec<(Split, ObjectInfo)>> {
+    let mut pending = dataset.uploads.0.clone();
+    if pending.is_empty() {
+        return Err(Error::refused(Code::Conflict, "this dataset is being uploaded by another request"));
+    }
+    let mut files = Vec::new();
+    for at in 0..pending.len() {
+        let Some(file) = pending.get_mut(at) else { break };
+        let info = match &file.stored {
+            Some(info) => info.clone(),
+            None => match store(state, file).await {
+                Ok(info) => info,
+                Err(error) => {
+                    if error.code() == Some(Code::ChecksumMismatch) {
+                        discard(state, dataset).await;
+                    }
+                    return Err(error);
+                }
+            },
+        };
+        file.stored = Some(info.clone());
+        files.push((file.split, info));
+        save(state, dataset, pending.clone()).await?;
+    }
+    files.sort_by_key(|(split, _)| *split != Split::Train);
+    dataset.uploads.0 = pending;
+    Ok(files)
+}
+
+async fn store(state: &AppState, file: &PendingFile) -> Result<ObjectInfo> {
+    match state.gateway.complete_upload(&file.session).await {
+        // The session may be over because an earlier completion's reply was lost.
+        Err(error) if error.status() == Some(404) => match &file.sha256 {
+            Some(sha256) => {
+                let wanted = FileRef { key: file.key.clone(), size: file.size, sha256: sha256.clone() };
+                state.gateway.verify(vec![wanted]).await?;
+                let (key, sha256) = (file.key.clone(), Some(sha256.clone()));
+                Ok(ObjectInfo { key, size: file.size, sha256, last_modified: None })
+            }
+            None => {
+                let detail = "the upload has expired; delete the dataset and upload it again";
+                Err(Error::refused(Code::Conflict, detail))
+            }
+        },
+        other => Ok(other?),
+    }
+}

@@ -1,0 +1,201 @@
+//! Datasets.
+
+use super::{Json, Name, page::PageQuery, signed, unsigned};
+use crate::{db::Conn, error::Result, schema::datasets};
+use chrono::{DateTime, Utc};
+use diesel::prelude::*;
+use diesel_async::RunQueryDsl;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+use wire::{
+    dataset::{DatasetFile, DatasetFormat, DatasetStatus, DatasetView, Split},
+    ids::{DatasetId, UserId},
+    layout,
+    problem::Problem,
+    storage::ObjectInfo,
+};
+
+/// A file on its way straight to storage.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PendingFile {
+    pub split: Split,
+    /// Upload session at the gateway.
+    pub session: String,
+    pub key: String,
+    pub size: u64,
+    pub sha256: Option<String>,
+    /// Set once the gateway completed the session.
+    pub stored: Option<ObjectInfo>,
+}
+
+#[derive(Debug, Clone, Queryable, Selectable)]
+#[diesel(table_name = datasets, check_for_backend(diesel::pg::Pg))]
+pub struct Dataset {
+    pub id: Uuid,
+    pub user_id: Uuid,
+    pub name: String,
+    pub status: Name<DatasetStatus>,
+    pub format: Option<Name<DatasetFormat>>,
+    pub files: Json<Vec<DatasetFile>>,
+    pub uploads: Json<Vec<PendingFile>>,
+    pub row_count: i64,
+    pub size: i64,
+    pub created_at: DateTime<Utc>,
+    pub updated_at: DateTime<Utc>,
+    pub deleted_at: Option<DateTime<Utc>>,
+}
+
+impl From<Dataset> for DatasetView {
+    fn from(row: Dataset) -> Self {
+        Self {
+            id: DatasetId(row.id),
+            name: row.name,
+            status: row.status.0,
+            format: row.format.map(|f| f.0),
+            files: row.files.0,
+            rows: unsigned(row.row_count),
+            size: unsigned(row.size),
+            created_at: row.created_at,
+            updated_at: row.updated_at,
+        }
+    }
+}
+
+impl Dataset {
+    #[must_use]
+    pub const fn id(&self) -> DatasetId {
+        DatasetId(self.id)
+    }
+
+    #[must_use]
+    pub const fn owner(&self) -> UserId {
+        UserId(self.user_id)
+    }
+
+    #[must_use]
+    pub fn prefix(&self) -> String {
+        layout::dataset_prefix(self.owner(), self.id())
+    }
+
+    #[must_use]
+    pub fn file(&self, split: Split) -> Option<&DatasetFile> {
+        self.files.0.iter().find(|f| f.split == split)
+    }
+
+    /// A new dataset without files, in status `uploading`.
+    pub async fn insert(conn: &mut Conn, user: UserId, id: DatasetId, name: &str) -> Result<Self> {
+        let values = (
+            datasets::id.eq(id.0),
+            datasets::user_id.eq(user.0),
+            datasets::name.eq(name),
+            datasets::status.eq(Name(DatasetStatus::Uploading)),
+        );
+        let insert = diesel::insert_into(datasets::table).values(values);
+        Ok(insert.returning(Self::as_returning()).get_result(conn).await?)
+    }
+
+    pub async fn find_by_name(conn: &mut Conn, name: &str) -> Result<Option<Self>> {
+        let named = datasets::table.filter(datasets::name.eq(name)).filter(datasets::deleted_at.is_null());
+        Ok(named.select(Self::as_select()).first(conn).await.optional()?)
+    }
+
+    /// By id, else by name; a problem with near names otherwise.
+    pub async fn find(conn: &mut Conn, id_or_name: &str) -> Result<Self> {
+        if let Ok(id) = id_or_name.parse::<Uuid>() {
+            let this = datasets::table.filter(datasets::id.eq(id)).filter(datasets::deleted_at.is_null());
+            if let Some(row) = this.select(Self::as_select()).first(conn).await.optional()? {
+                return Ok(row);
+            }
+        }
+        if let Some(row) = Self::find_by_name(conn, id_or_name).await? {
+            return Ok(row);
+        }
+        let live = datasets::table.filter(datasets::deleted_at.is_null());
+        let names: Vec<String> = live.select(datasets::name).order(datasets::name).limit(1000).load(conn).await?;
+        Err(Problem::not_found("dataset", id_or_name, names.iter().map(String::as_str)).into())
+    }
+
+    /// Newest first; one row more than the page's limit when there are more.
+    pub async fn list(conn: &mut Conn, query: &PageQuery) -> Result<Vec<Self>> {
+        let mut rows = datasets::table.filter(datasets::deleted_at.is_null()).into_boxed();
+        if let Some((at, id)) = query.after::<Uuid>()? {
+            rows = rows.filter(datasets::created_at.lt(at).or(datasets::created_at.eq(at).and(datasets::id.lt(id))));
+        }
+        let rows = rows.order((datasets::created_at.desc(), datasets::id.desc())).limit(query.limit()? + 1);
+        Ok(rows.select(Self::as_select()).load(conn).await?)
+    }
+
+    pub async fn set_uploads(conn: &mut Conn, id: DatasetId, uploads: Vec<PendingFile>) -> Result<()> {
+        let size = uploads.iter().map(|u| u.size).sum();
+        let set = (datasets::uploads.eq(Json(uploads)), datasets::size.eq(signed(size)));
+        diesel::update(datasets::table.find(id.0)).set(set).execute(conn).await?;
+        Ok(())
+    }
+
+    /// Tells the sweeper that the upload is alive.
+    pub async fn touch(conn: &mut Conn, id: DatasetId) -> Result<()> {
+        diesel::update(datasets::table.find(id.0)).set(datasets::updated_at.eq(Utc::now())).execute(conn).await?;
+        Ok(())
+    }
+
+    /// Moves from `from` to `to`; false when the dataset is in another status (or gone).
+    pub async fn advance(conn: &mut Conn, id: DatasetId, from: DatasetStatus, to: DatasetStatus) -> Result<bool> {
+        let guarded = datasets::table
+            .filter(datasets::id.eq(id.0))
+            .filter(datasets::status.eq(Name(from)))
+            .filter(datasets::deleted_at.is_null());
+        Ok(diesel::update(guarded).set(datasets::status.eq(Name(to))).execute(conn).await? == 1)
+    }
+
+    /// Stores the validated files; none when the dataset was deleted in the meantime.
+    pub async fn set_ready(conn: &mut Conn, id: DatasetId, files: Vec<DatasetFile>) -> Result<Option<Self>> {
+        let guarded = datasets::table
+            .filter(datasets::id.eq(id.0))
+            .filter(datasets::status.eq(Name(DatasetStatus::Validating)))
+            .filter(datasets::deleted_at.is_null());
+        let (rows, size) = files.iter().fold((0, 0), |(r, s), f| (r + f.report.rows, s + f.size));
+        let set = (
+            datasets::status.eq(Name(DatasetStatus::Ready)),
+            datasets::format.eq(files.as_slice().first().map(|f| Name(f.report.format))),
+            datasets::row_count.eq(signed(rows)),
+            datasets::size.eq(signed(size)),
+            datasets::files.eq(Json(files)),
+            datasets::uploads.eq(Json(Vec::<PendingFile>::new())),
+        );
+        let update = diesel::update(guarded).set(set).returning(Self::as_returning());
+        Ok(update.get_result(conn).await.optional()?)
+    }
+
+    /// Hides the dataset; its objects go when [`Dataset::purged`] is reached.
+    pub async fn soft_delete(conn: &mut Conn, id: DatasetId) -> Result<()> {
+        let live = datasets::table.filter(datasets::id.eq(id.0)).filter(datasets::deleted_at.is_null());
+        diesel::update(live).set(datasets::deleted_at.eq(Utc::now())).execute(conn).await?;
+        Ok(())
+    }
+
+    /// The objects of a deleted dataset are gone. What never became a dataset leaves no row either.
+    pub async fn purged(conn: &mut Conn, id: DatasetId) -> Result<()> {
+        let this = datasets::table.filter(datasets::id.eq(id.0)).filter(datasets::deleted_at.is_not_null());
+        let unborn = this.filter(datasets::status.ne(Name(DatasetStatus::Ready)));
+        if diesel::delete(unborn).execute(conn).await? == 0 {
+            diesel::update(this).set(datasets::purged_at.eq(Utc::now())).execute(conn).await?;
+        }
+        Ok(())
+    }
+
+    /// Deleted datasets whose objects are still there, and uploads without a sign of life since
+    /// `streams_before` (through the backend) or `sessions_before` (straight to storage).
+    pub async fn stale(
+        conn: &mut Conn,
+        streams_before: DateTime<Utc>,
+        sessions_before: DateTime<Utc>,
+    ) -> Result<Vec<Self>> {
+        let streamed = datasets::uploads.eq(Json(Vec::<PendingFile>::new()));
+        let dead = datasets::updated_at.lt(sessions_before).or(datasets::updated_at.lt(streams_before).and(streamed));
+        let unfinished = datasets::deleted_at.is_null().and(datasets::status.ne(Name(DatasetStatus::Ready))).and(dead);
+        // A request that deletes purges by itself; the sweeper only takes over when it did not get there.
+        let deleted = datasets::deleted_at.lt(streams_before).assume_not_null();
+        let rows = datasets::table.filter(datasets::purged_at.is_null()).filter(unfinished.or(deleted));
+        Ok(rows.select(Self::as_select()).limit(100).load(conn).await?)
+    }
+}

@@ -1,0 +1,75 @@
+//! `Idempotency-Key`: one request, one effect.
+//!
+//! The key is claimed in the transaction that has the effect. A second request with the same key waits on
+//! the unique index until that transaction ends: then it finds the reply, or the claim is its own.
+
+use super::Json;
+use crate::{
+    db::Conn,
+    error::{Error, Result},
+    schema::idempotency_keys as keys,
+};
+use diesel::prelude::*;
+use diesel_async::RunQueryDsl;
+use serde::{Serialize, de::DeserializeOwned};
+use sha2::{Digest, Sha256};
+use std::fmt::Debug;
+use wire::{ids::UserId, problem::Code};
+
+const MAX_LENGTH: usize = 200;
+
+/// A key with the digest of the request it belongs to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdempotencyKey {
+    key: String,
+    body_hash: Vec<u8>,
+}
+
+impl IdempotencyKey {
+    /// `scope` names the operation, so that one key cannot be used for two kinds of request.
+    pub fn new<B: Serialize>(key: &str, scope: &str, body: &B) -> Result<Self> {
+        if key.is_empty() || key.len() > MAX_LENGTH {
+            let detail = format!("Idempotency-Key: must have 1 to {MAX_LENGTH} characters");
+            return Err(Error::refused(Code::Invalid, detail));
+        }
+        // Object keys are sorted by serde_json, so equal documents have equal digests.
+        let body = serde_json::to_vec(&serde_json::to_value(body)?)?;
+        let digest = Sha256::new().chain_update(scope).chain_update([0]).chain_update(body);
+        Ok(Self { key: key.to_owned(), body_hash: digest.finalize().to_vec() })
+    }
+
+    /// The stored reply when the same request was served before; `None` when it is ours to serve.
+    pub async fn claim<R>(&self, conn: &mut Conn, user: UserId) -> Result<Option<R>>
+    where
+        R: DeserializeOwned + Debug + Send + 'static,
+    {
+        let values = (keys::user_id.eq(user.0), keys::key.eq(&self.key), keys::body_hash.eq(&self.body_hash));
+        let insert = diesel::insert_into(keys::table).values(values).on_conflict((keys::user_id, keys::key));
+        if insert.do_nothing().execute(conn).await? == 1 {
+            return Ok(None);
+        }
+        let row = keys::table.find((user.0, &self.key)).select((keys::body_hash, keys::reply));
+        let (body_hash, reply): (Vec<u8>, Option<Json<R>>) = row.first(conn).await?;
+        if body_hash != self.body_hash {
+            let detail = "this Idempotency-Key was used for a request with another body; use a new key";
+            return Err(Error::refused(Code::Conflict, detail));
+        }
+        reply.map(|r| Some(r.0)).ok_or_else(|| Error::defect("an idempotency key was committed without its reply"))
+    }
+
+    /// Stores the reply to replay.
+    pub async fn keep<R: Serialize>(&self, conn: &mut Conn, user: UserId, reply: &R) -> Result<()> {
+        let reply = Json(serde_json::to_value(reply)?);
+        diesel::update(keys::table.find((user.0, &self.key)))
+            .set((keys::status.eq(201), keys::reply.eq(reply)))
+            .execute(conn)
+            .await?;
+        Ok(())
+    }
+}
+
+/// Forgets keys older than a day.
+pub async fn forget_old(conn: &mut Conn) -> Result<usize> {
+    let day_ago = chrono::Utc::now() - chrono::TimeDelta::days(1);
+    Ok(diesel::delete(keys::table.filter(keys::created_at.lt(day_ago))).execute(conn).await?)
+}

@@ -1,0 +1,24 @@
+//! Rows and queries. Queries are functions that take a connection, so that they compose in transactions;
+//! what they see is decided by the transaction's tenant, never by a WHERE clause alone.
+
+pub mod columns;
+pub mod dataset;
+pub mod idempotency;
+pub mod job;
+pub mod metric;
+pub mod model;
+pub mod page;
+
+pub use columns::{Json, Name};
+pub use dataset::Dataset;
+pub use job::Job;
+pub use model::Model;
+
+/// Sizes and counts are never negative, but SQL has only signed integers.
+pub(crate) fn unsigned(value: i64) -> u64 {
+    u64::try_from(value).unwrap_or_default()
+}
+
+pub(crate) fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,61 @@
+//! Cursor pages: newest first, stable while rows are added.
+
+use crate::error::{Error, Result};
+use chrono::{DateTime, Utc};
+use serde::Deserialize;
+use std::str::FromStr;
+use wire::{Page, problem::Code};
+
+const DEFAULT_LIMIT: u16 = 50;
+const MAX_LIMIT: u16 = 200;
+
+/// `?cursor=&limit=` of a list.
+#[derive(Debug, Clone, Default, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct PageQuery {
+    /// `next_cursor` of the page before.
+    pub cursor: Option<String>,
+    /// Items per page, 1 to 200; 50 when absent.
+    pub limit: Option<u16>,
+}
+
+impl PageQuery {
+    pub fn limit(&self) -> Result<i64> {
+        match self.limit.unwrap_or(DEFAULT_LIMIT) {
+            limit @ 1..=MAX_LIMIT => Ok(limit.into()),
+            other => {
+                Err(Error::refused(Code::Invalid, format!("limit: must be between 1 and {MAX_LIMIT}, not {other}")))
+            }
+        }
+    }
+
+    /// Where the page starts: after the row with this time and key.
+    pub fn after<K: FromStr>(&self) -> Result<Option<(DateTime<Utc>, K)>> {
+        let Some(cursor) = &self.cursor else { return Ok(None) };
+        let parse = || {
+            let (micros, key) = cursor.split_once('_')?;
+            Some((DateTime::from_timestamp_micros(micros.parse().ok()?)?, key.parse().ok()?))
+        };
+        let invalid =
+            || Error::refused(Code::Invalid, "cursor: is not a cursor of this list; leave it out to start again");
+        parse().map(Some).ok_or_else(invalid)
+    }
+}
+
+/// Makes a page of `rows`, which hold one row more than `limit` when there is a next page.
+pub fn page<R, K: std::fmt::Display, V>(
+    mut rows: Vec<R>,
+    limit: i64,
+    position: impl Fn(&R) -> (DateTime<Utc>, K),
+    view: impl Fn(R) -> V,
+) -> Page<V> {
+    let limit = usize::try_from(limit).unwrap_or_default();
+    let more = rows.len() > limit;
+    rows.truncate(limit);
+    let next_cursor = rows.last().filter(|_| more).map(|last| {
+        let (at, key) = position(last);
+        format!("{}_{key}", at.timestamp_micros())
+    });
+    Page { items: rows.into_iter().map(view).collect(), next_cursor }
+}

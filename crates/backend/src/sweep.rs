@@ -1,0 +1,54 @@
+//! Removes what uploads left behind: streams whose backend died, sessions nobody completed, objects of
+//! deleted datasets that storage refused to delete at the time, and old idempotency keys.
+
+use crate::{
+    datasets,
+    error::Result,
+    registry,
+    state::AppState,
+    store::{Dataset, Model, idempotency},
+};
+use chrono::{TimeDelta, Utc};
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+const EVERY: Duration = Duration::from_secs(60);
+/// An upload through a backend shows a sign of life every minute; validation of a large file takes longer.
+const STREAM_SILENCE: TimeDelta = TimeDelta::minutes(30);
+/// A client may come back to an upload straight to storage for this long.
+const SESSION_SILENCE: TimeDelta = TimeDelta::hours(24);
+
+/// Sweeps until `stop`.
+pub async fn run(state: AppState, stop: CancellationToken) {
+    let mut tick = tokio::time::interval(EVERY);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = tick.tick() => {}
+        }
+        if let Err(error) = sweep(&state).await {
+            tracing::warn!(error = %service::error::chain(&error), "sweeping uploads failed, trying again in a minute");
+        }
+    }
+}
+
+/// One pass.
+pub async fn sweep(state: &AppState) -> Result<()> {
+    let now = Utc::now();
+    let stale = async move |conn: &mut crate::db::Conn| {
+        idempotency::forget_old(conn).await?;
+        let datasets = Dataset::stale(conn, now - STREAM_SILENCE, now - SESSION_SILENCE).await?;
+        Ok((datasets, Model::stale(conn, now - SESSION_SILENCE).await?))
+    };
+    let (datasets, models) = state.db.system(stale).await?;
+    for dataset in datasets {
+        tracing::info!(dataset.id = %dataset.id(), "removing what is left of a dataset");
+        datasets::discard(state, &dataset).await;
+    }
+    for model in models {
+        tracing::info!(model = %model.name, revision = %model.revision, "removing an upload that nobody finished");
+        registry::discard(state, &model).await;
+    }
+    Ok(())
+}
