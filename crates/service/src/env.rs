@@ -29,6 +29,11 @@ impl Env {
         self.0.get(name).map(String::as_str).filter(|v| !v.is_empty())
     }
 
+    /// Every variable, to pick those a child process gets.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+
     /// `help` completes the sentence "`name` is not set; …".
     pub fn required(&self, name: &str, help: &str) -> Result<&str, EnvError> {
         self.get(name).ok_or_else(|| EnvError::Missing { name: name.into(), help: help.into() })

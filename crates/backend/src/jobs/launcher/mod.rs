@@ -1,0 +1,87 @@
+//! Where trainers run. The reconciler knows only this trait; what it cannot observe it does not assume.
+
+pub mod http;
+pub mod subprocess;
+
+use super::decide::Runtime;
+use futures::future::BoxFuture;
+use secrecy::SecretString;
+use serde_json::Value;
+use std::{fmt, time::Duration};
+use wire::{JobId, JobSpec};
+
+/// Everything a trainer gets.
+#[derive(Debug, Clone)]
+pub struct LaunchSpec {
+    pub spec: JobSpec,
+    pub callback_url: String,
+    pub storage_gateway_url: String,
+    pub token: SecretString,
+    /// W3C trace context of whoever dispatched the job.
+    pub traceparent: Option<String>,
+}
+
+/// Names a runtime, also for a backend that did not start it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Handle {
+    pub job: JobId,
+    pub attempt: u32,
+    /// What [`Launcher::describe`] said when the attempt was dispatched.
+    pub runtime: Value,
+}
+
+/// A runtime that a launcher still has something of.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Leftover {
+    pub handle: Handle,
+    pub alive: bool,
+    /// It ended and its log is not in storage yet.
+    pub log_due: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// Trying again would fail the same way; the text says what to fix.
+    #[error("{0}")]
+    Fatal(String),
+    /// Trying again may help.
+    #[error("{0}")]
+    Transient(String),
+}
+
+/// Runs trainers. Every call is idempotent: "already started" and "already gone" are success.
+pub trait Launcher: Send + Sync + fmt::Debug {
+    /// Where an attempt will run; stored with the attempt before [`Self::launch`].
+    fn describe(&self, job: JobId, attempt: u32) -> Value;
+
+    fn launch<'a>(&'a self, spec: &'a LaunchSpec) -> BoxFuture<'a, Result<(), LaunchError>>;
+
+    fn observe<'a>(&'a self, handle: &'a Handle) -> BoxFuture<'a, Runtime>;
+
+    /// One step of stopping, and what is left after it: asks politely first and kills once `grace` has
+    /// passed since. A runtime that was not started will not start any more.
+    fn stop<'a>(&'a self, handle: &'a Handle, grace: Duration) -> BoxFuture<'a, Runtime>;
+
+    /// Records that an attempt cannot be started and why, for [`Self::observe`] to report.
+    fn refuse<'a>(&'a self, handle: &'a Handle, reason: &'a str) -> BoxFuture<'a, Runtime>;
+
+    /// Runtimes this launcher knows of, over or not.
+    fn leftovers(&self) -> BoxFuture<'_, Vec<Leftover>> {
+        Box::pin(async { Vec::new() })
+    }
+
+    /// The log of a runtime that is over.
+    fn log<'a>(&'a self, _handle: &'a Handle) -> BoxFuture<'a, Option<Vec<u8>>> {
+        Box::pin(async { None })
+    }
+
+    /// The log is in storage.
+    fn log_kept<'a>(&'a self, _handle: &'a Handle) -> BoxFuture<'a, ()> {
+        Box::pin(async {})
+    }
+
+    /// Removes what ended attempts left behind, except the newest.
+    fn tidy(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {})
+    }
+}
