@@ -12,7 +12,7 @@
 
 use super::{
     policy::Policy,
-    verdict::{self, Exit, Outcome, Verdict},
+    verdict::{self, Ending, Exit, Outcome, Verdict},
 };
 use chrono::{DateTime, Utc};
 use std::time::Duration;
@@ -153,7 +153,8 @@ fn attend(job: &JobSnapshot, seen: &Observed, now: DateTime<Utc>, policy: &Polic
     };
     if let Runtime::Gone(exit) = &seen.runtime {
         // Its last words may still lie in storage.
-        if !seen.events_collected {
+        let spoke = !matches!(exit.ending, Ending::StartFailed { .. } | Ending::Withdrawn);
+        if spoke && job.state != JobState::Cancelling && !seen.events_collected {
             return vec![Action::CollectEvents];
         }
         return vec![Action::Settle(settle(job, seen, policy, verdict::of(job, attempt, exit)))];
@@ -221,8 +222,7 @@ fn settle(job: &JobSnapshot, seen: &Observed, policy: &Policy, verdict: Verdict)
             if job.attempt >= job.max_attempts && !refund {
                 return failed(failure.map(|f| verdict::exhausted(f, job)));
             }
-            let wait =
-                if preempted { Duration::ZERO } else { policy.retry_delay(job.attempt, seen.jitter) };
+            let wait = if preempted { Duration::ZERO } else { policy.retry_delay(job.attempt, seen.jitter) };
             Settlement { failure, retry_in: Some(wait), refund, ..end(JobState::RetryWait) }
         }
         _ => failed(failure),

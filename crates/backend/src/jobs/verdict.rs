@@ -195,11 +195,15 @@ fn by_code(job: &JobSnapshot, attempt: &AttemptSnapshot, code: i32, tail: &str) 
         )),
         exit::FATAL => Verdict::failed(
             FailureCode::Internal,
-            format!("the trainer gave up {at} for a reason that trying again does not change (exit code {code}), and its report never arrived{tail}"),
+            format!(
+                "the trainer gave up {at} for a reason that trying again does not change (exit code {code}), and its report never arrived{tail}"
+            ),
         ),
         exit::RETRYABLE => Verdict::failed(
             FailureCode::StorageUnavailable,
-            format!("the trainer gave up {at} because storage or network stayed unreachable (exit code {code}); check the storage gateway{tail}"),
+            format!(
+                "the trainer gave up {at} because storage or network stayed unreachable (exit code {code}); check the storage gateway{tail}"
+            ),
         ),
         exit::CANCELLED | exit::PAUSED | exit::PREEMPTED => {
             let outcome = match code {
@@ -210,7 +214,9 @@ fn by_code(job: &JobSnapshot, attempt: &AttemptSnapshot, code: i32, tail: &str) 
             reported(job, attempt, outcome)
         }
         exit::FENCED => died(format!("the trainer was told that another one owns this attempt and left {at}{tail}")),
-        101 => died(format!("the trainer panicked {at} (exit code 101); that is a defect: report it with the log below{tail}")),
+        101 => died(format!(
+            "the trainer panicked {at} (exit code 101); that is a defect: report it with the log below{tail}"
+        )),
         _ => died(format!("the trainer ended with exit code {code} {at}, without a report{tail}")),
     }
 }
@@ -218,7 +224,10 @@ fn by_code(job: &JobSnapshot, attempt: &AttemptSnapshot, code: i32, tail: &str) 
 fn preempted(job: &JobSnapshot, attempt: &AttemptSnapshot) -> Failure {
     Failure {
         code: FailureCode::Preempted,
-        message: format!("the trainer was asked to leave its machine {}; the job continues from there", place(job, attempt)),
+        message: format!(
+            "the trainer was asked to leave its machine {}; the job continues from there",
+            place(job, attempt)
+        ),
     }
 }
 

@@ -24,8 +24,7 @@ impl Http {
     /// `url` is `TRAINER_SERVICE_URL`.
     pub fn new(url: &str) -> Result<Self, ClientError> {
         // The reconciler comes back every second, so a call is not repeated here.
-        let config =
-            ClientConfig::new("trainer service", url).retry(RetryPolicy::NONE).timeout(Duration::from_secs(5));
+        let config = ClientConfig::new("trainer service", url).retry(RetryPolicy::NONE).timeout(Duration::from_secs(5));
         Ok(Self { client: Client::new(config)? })
     }
 

@@ -93,11 +93,7 @@ impl Subprocess {
     }
 
     /// Runs file work off the async threads; a failure to look means that nothing is known.
-    async fn look(
-        &self,
-        handle: &Handle,
-        work: impl FnOnce(&Path) -> io::Result<Runtime> + Send + 'static,
-    ) -> Runtime {
+    async fn look(&self, handle: &Handle, work: impl FnOnce(&Path) -> io::Result<Runtime> + Send + 'static) -> Runtime {
         let Some(dir) = self.dir_of(handle) else { return Runtime::Unknown };
         blocking(move || work(&dir)).await.unwrap_or_else(|error| {
             let name = layout::workload_name(handle.job, handle.attempt);

@@ -175,11 +175,7 @@ fn run(args: &Arguments, mut child: std::process::Child, ooms: u64) -> io::Resul
     while copies.iter().any(|c| !c.is_finished()) && Instant::now() < patience {
         thread::sleep(Duration::from_millis(5));
     }
-    Ok(ExitRecord {
-        ending: ending(status, ooms),
-        peak_memory: peak_memory(),
-        finished_at: Utc::now(),
-    })
+    Ok(ExitRecord { ending: ending(status, ooms), peak_memory: peak_memory(), finished_at: Utc::now() })
 }
 
 /// Drains `pipe` to its end, also when the log cannot be written: a full disk must not stop the trainer.
@@ -229,17 +225,17 @@ fn peak_memory() -> Option<u64> {
 /// since then. Returns what is left. Call again until it is `Ended`.
 pub fn stop_step(dir: &Path, grace: Duration) -> io::Result<record::State> {
     let state = record::observe(dir)?;
-    let record::State::Alive { supervisor, members } = &state else { return Ok(state) };
+    let record::State::Alive { supervisor } = &state else { return Ok(state) };
     let request = record::StopRequest { requested_at: Utc::now() };
     if record::create(dir, record::STOP, &request)? == Created::Now {
-        signal(supervisor, members, Signal::SIGTERM);
+        signal(*supervisor, Signal::SIGTERM);
         return Ok(state);
     }
     let since = record::read::<record::StopRequest>(dir, record::STOP)?.unwrap_or(request).requested_at;
     // A clock that jumped back must not turn into endless patience.
     let waited = (Utc::now() - since).to_std().unwrap_or(Duration::MAX);
     if waited >= grace {
-        signal(supervisor, members, Signal::SIGKILL);
+        signal(*supervisor, Signal::SIGKILL);
         if waited >= grace.saturating_add(Duration::from_secs(3)) {
             // The supervisor did not record the end: it is stuck and nothing is lost with it.
             let _ = kill(Pid::from_raw(supervisor.pid), Signal::SIGKILL);
@@ -249,8 +245,9 @@ pub fn stop_step(dir: &Path, grace: Duration) -> io::Result<record::State> {
 }
 
 /// Signals every process of the session except its leader.
-fn signal(supervisor: &Process, members: &[procfs::Stat], signal: Signal) {
-    for process in members.iter().filter(|p| p.pid != supervisor.pid) {
+fn signal(supervisor: Process, signal: Signal) {
+    let members = procfs::session_members(supervisor.pid, supervisor.start_time);
+    for process in members.into_iter().filter(|p| p.pid != supervisor.pid) {
         // Looked up again: between the listing and now the pid may have got a new owner.
         if procfs::stat(process.pid).is_some_and(|p| p.start_time == process.start_time) {
             let _ = kill(Pid::from_raw(process.pid), signal);

@@ -133,41 +133,41 @@ fn sync_dir(dir: &Path) -> io::Result<()> {
 pub enum State {
     /// Nobody has taken it up.
     Unclaimed,
-    /// Processes of it live.
-    Alive { supervisor: Process, members: Vec<procfs::Stat> },
+    /// Processes of it live, in the session of this supervisor.
+    Alive {
+        supervisor: Process,
+    },
     Ended(ExitRecord),
 }
 
 /// Reads the directory and looks at the processes it names. An absent directory is `Unclaimed`.
 pub fn observe(dir: &Path) -> io::Result<State> {
     let Some(record) = read::<Record>(dir, RECORD)? else { return Ok(State::Unclaimed) };
-    let members = match record.supervisor {
-        Some(leader) if record.boot_id == procfs::boot_id()? => {
-            procfs::session_members(leader.pid, leader.start_time)
-        }
-        _ => Vec::new(),
+    let alive = match record.supervisor {
+        Some(leader) => record.boot_id == procfs::boot_id()? && is_alive(leader),
+        None => false,
     };
     // Read after the processes: a supervisor writes its exit record before it ends.
     if let Some(exit) = read::<ExitRecord>(dir, EXIT)? {
         return Ok(State::Ended(exit));
     }
     match record.supervisor {
-        Some(supervisor) if !members.is_empty() => Ok(State::Alive { supervisor, members }),
+        Some(supervisor) if alive => Ok(State::Alive { supervisor }),
         _ => Ok(State::Ended(ExitRecord::now(Ending::Lost))),
     }
+}
+
+/// Whether the session's leader lives, or somebody it left behind.
+fn is_alive(leader: Process) -> bool {
+    let same = procfs::stat(leader.pid).is_some_and(|p| p.start_time == leader.start_time && !p.zombie);
+    same || !procfs::session_members(leader.pid, leader.start_time).is_empty()
 }
 
 /// Makes sure that an attempt nobody has taken up never starts. Loses against a supervisor that was faster.
 pub fn withdraw(dir: &Path, job: JobId, attempt: u32, ending: Ending) -> io::Result<Created> {
     fs::create_dir_all(dir)?;
-    let record = Record {
-        job,
-        attempt,
-        boot_id: procfs::boot_id()?,
-        supervisor: None,
-        trainer: None,
-        created_at: Utc::now(),
-    };
+    let record =
+        Record { job, attempt, boot_id: procfs::boot_id()?, supervisor: None, trainer: None, created_at: Utc::now() };
     let created = create(dir, RECORD, &record)?;
     if created == Created::Now {
         create(dir, EXIT, &ExitRecord::now(ending))?;
