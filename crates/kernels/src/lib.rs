@@ -16,8 +16,9 @@
 //!   into pieces by shape alone and partial sums are added in a fixed order.
 //! - NaN and infinity in an input reach the output, so that a training loop can notice them.
 //! - Wrong shapes are errors that name the op and the shapes. `unsafe` lives in [`buffer`], [`matmul`],
-//!   [`simd`] and [`attention`](mod@attention) only.
+//!   [`simd`] [`attention`](mod@attention) and [`alloc`] only.
 
+pub mod alloc;
 mod attention;
 mod buffer;
 mod cross_entropy;
