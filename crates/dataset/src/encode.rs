@@ -116,9 +116,10 @@ impl Encoder {
         let mut spans_left = spans.iter().peekable();
         let mut trained: Vec<bool> = offsets
             .iter()
-            .map(|(start, _)| {
+            .map(|(start, end)| {
                 while spans_left.next_if(|s| s.range.end <= *start).is_some() {}
-                spans_left.peek().is_some_and(|s| s.trained && s.range.contains(start))
+                // A token that reaches from the header into the text counts as text, as in transformers.
+                spans_left.peek().is_some_and(|s| s.trained && s.range.start < *end)
             })
             .collect();
         // A template without an end-of-turn token would teach the model never to stop.

@@ -106,10 +106,11 @@ mod tests {
         input.extend(vec![b'c'; 3 * MAX_LINE]);
         input.extend_from_slice(b"\nafter");
         let lines = all(&input);
+        let limit = u64::try_from(MAX_LINE).unwrap();
         assert_eq!(lines.len(), 4);
         assert_eq!((lines[0].1, lines[0].2.len()), (None, MAX_LINE));
-        assert_eq!(lines[1].1, Some(MAX_LINE as u64 + 3));
-        assert_eq!(lines[2].1, Some(3 * MAX_LINE as u64 + 1));
+        assert_eq!(lines[1].1, Some(limit + 3));
+        assert_eq!(lines[2].1, Some(3 * limit + 1));
         assert_eq!(lines[3], (4, None, b"after".to_vec()));
     }
 }
