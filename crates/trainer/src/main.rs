@@ -1,0 +1,5 @@
+//! `hone-trainer`: see `trainer::cli`.
+
+fn main() -> std::process::ExitCode {
+    trainer::cli::main()
+}
