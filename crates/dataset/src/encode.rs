@@ -1,11 +1,12 @@
 //! Rows to token sequences, with the tokens that carry loss marked.
 
 use crate::{
-    row::{ChatRow, Message, Role, Row},
-    template::{ChatTemplate, GenerationPrompt, Rendered, TemplateError},
+    row::{ChatRow, Role, Row},
+    spans::assistant_spans,
+    template::{ChatTemplate, GenerationPrompt, TemplateError},
     tokenizer::{LoadError, Tokenizer},
 };
-use std::{ops::Range, path::Path};
+use std::path::Path;
 
 /// Which tokens carry loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,37 +111,35 @@ impl Encoder {
     fn encode_chat(&self, chat: &ChatRow, loss: LossOn) -> Result<Sequence, EncodeError> {
         let template = self.template.as_ref().ok_or(EncodeError::NoTemplate)?;
         let rendered = template.render_messages(&chat.messages, chat.tools.as_ref(), GenerationPrompt::Omit)?;
-        let spans = assistant_spans(template, chat, &rendered)?;
         let (mut tokens, offsets) =
             self.tokenizer.encode_with_offsets(&rendered.text).map_err(EncodeError::Tokenizer)?;
-        let mut spans_left = spans.iter().peekable();
-        let mut trained: Vec<bool> = offsets
-            .iter()
-            .map(|(start, end)| {
-                while spans_left.next_if(|s| s.range.end <= *start).is_some() {}
-                // A token that reaches from the header into the text counts as text, as in transformers.
-                spans_left.peek().is_some_and(|s| s.trained && s.range.start < *end)
-            })
-            .collect();
+        let mut trained = match loss {
+            LossOn::All => vec![true; tokens.len()],
+            LossOn::Assistant => {
+                // What is cut off anyway need not be searched.
+                let kept = offsets.get(self.max_length).map_or(rendered.text.len(), |(start, _)| *start);
+                let spans = assistant_spans(template, chat, &rendered, kept)?;
+                let mut left = spans.iter().peekable();
+                let is_trained = |(start, end): &(usize, usize)| {
+                    while left.next_if(|s| s.range.end <= *start).is_some() {}
+                    // A token that reaches from the header into the text counts as text, as in transformers.
+                    left.peek().is_some_and(|s| s.trained && s.range.start < *end)
+                };
+                offsets.iter().map(is_trained).collect()
+            }
+        };
         // A template without an end-of-turn token would teach the model never to stop.
-        let ends_open = tokens.last().is_some_and(|t| !self.tokenizer.is_special(*t));
-        let last_span = spans.last().filter(|s| rendered.text.get(s.range.end..).is_some_and(|t| t.trim().is_empty()));
-        if let (true, Some(span), Some(eos)) = (ends_open, last_span, self.tokenizer.eos_id())
-            && !self.ends_with_special(&tokens, &trained)
+        let blank =
+            |(start, end): &(usize, usize)| rendered.text.get(*start..*end).is_some_and(|t| t.trim().is_empty());
+        let last = tokens.iter().zip(&offsets).rev().find(|(_, range)| !blank(range));
+        if last.is_some_and(|(token, _)| !self.tokenizer.is_special(*token))
+            && let Some(eos) = self.tokenizer.eos_id()
         {
             tokens.push(eos);
-            trained.push(span.trained);
-        }
-        if loss == LossOn::All {
-            trained.fill(true);
+            let said = chat.messages.last().is_some_and(|m| m.role == Role::Assistant && m.trained);
+            trained.push(loss == LossOn::All || said);
         }
         Ok(self.sequence(tokens, trained))
-    }
-
-    /// Whether the last trained token is a control token, so the turn has an end.
-    fn ends_with_special(&self, tokens: &[u32], trained: &[bool]) -> bool {
-        let last = tokens.iter().zip(trained).rev().find(|(_, t)| **t);
-        last.is_some_and(|(token, _)| self.tokenizer.is_special(*token))
     }
 
     /// Prompt and answer without a template: `prompt` untrained, `answer` and the end-of-text token trained.
@@ -181,84 +180,4 @@ impl Encoder {
         }
         Sequence { tokens, trained, cut }
     }
-}
-
-/// Where an assistant message stands in the rendered text.
-#[derive(Debug, PartialEq, Eq)]
-struct Span {
-    range: Range<usize>,
-    trained: bool,
-}
-
-/// Finds what the assistant wrote, in order and without overlap.
-///
-/// Where the template marks it with `{% generation %}`, that is it. Otherwise a message's text begins where
-/// the rendering of everything before it, with the generation prompt, stops agreeing with the whole text, and
-/// ends where the rendering up to and including it does. Templates that render a message differently once
-/// others follow (dropping its reasoning, say) are met by looking for the message's text itself.
-fn assistant_spans(template: &ChatTemplate, chat: &ChatRow, rendered: &Rendered) -> Result<Vec<Span>, EncodeError> {
-    let assistant: Vec<(usize, &Message)> =
-        chat.messages.iter().enumerate().filter(|(_, m)| m.role == Role::Assistant).collect();
-    let full = rendered.text.as_str();
-    if template.marks_generation() && !rendered.generated.is_empty() {
-        if rendered.generated.len() != assistant.len() {
-            return Err(EncodeError::Unlocated(rendered.generated.len().min(assistant.len()).saturating_add(1)));
-        }
-        let spans = rendered.generated.iter().zip(&assistant);
-        return Ok(spans.map(|(range, (_, m))| Span { range: range.clone(), trained: m.trained }).collect());
-    }
-    let mut spans = Vec::with_capacity(assistant.len());
-    let mut cursor = 0;
-    for (index, message) in assistant {
-        let unlocated = || EncodeError::Unlocated(index.saturating_add(1));
-        let render = |count: usize, prompt: GenerationPrompt| {
-            let messages = chat.messages.get(..count).unwrap_or_default();
-            template.render_messages(messages, chat.tools.as_ref(), prompt).map(|r| r.text)
-        };
-        let content = message.content.trim();
-        let prompt = render(index, GenerationPrompt::Add).ok();
-        let start = match prompt.as_deref().map(|p| common_prefix(p, full)).filter(|start| *start >= cursor) {
-            Some(start) if find_from(full, start, content).is_some() => start,
-            // The template refuses a conversation that stops here, or writes it differently: look for the
-            // text itself, behind the texts of the messages before it.
-            _ => {
-                let before = chat.messages.get(..index).unwrap_or_default();
-                let behind = before.iter().fold(0, |at, m| {
-                    let text = m.content.trim();
-                    find_from(full, at, text).map_or(at, |found| found.saturating_add(text.len()))
-                });
-                find_from(full, behind.max(cursor), content).ok_or_else(unlocated)?
-            }
-        };
-        let whole = if index.saturating_add(1) == chat.messages.len() {
-            Some(full.to_owned())
-        } else {
-            render(index.saturating_add(1), GenerationPrompt::Omit).ok()
-        };
-        let end = match whole.as_deref() {
-            Some(whole) if full.starts_with(whole) && whole.len() >= start => whole.len(),
-            whole => {
-                let after = find_from(full, start, content).ok_or_else(unlocated)?.saturating_add(content.len());
-                // The end of the turn as it is written when this message is the last one.
-                let tail =
-                    whole.and_then(|w| w.rfind(content).and_then(|at| w.get(at.saturating_add(content.len())..)));
-                let same = tail.zip(full.get(after..)).map_or(0, |(tail, rest)| common_prefix(tail, rest));
-                after.saturating_add(same)
-            }
-        };
-        // The line break after an end-of-turn token is the template's, not the assistant's.
-        let trimmed = full.get(start..end).ok_or_else(unlocated)?.trim_end().len();
-        spans.push(Span { range: start..start.saturating_add(trimmed), trained: message.trained });
-        cursor = end;
-    }
-    Ok(spans)
-}
-
-/// Length in bytes of what both texts begin with, at a character boundary.
-fn common_prefix(a: &str, b: &str) -> usize {
-    a.chars().zip(b.chars()).take_while(|(x, y)| x == y).map(|(x, _)| x.len_utf8()).sum()
-}
-
-fn find_from(text: &str, start: usize, content: &str) -> Option<usize> {
-    text.get(start..)?.find(content).map(|at| at.saturating_add(start))
 }

@@ -20,6 +20,7 @@ mod lines;
 mod parse;
 mod records;
 mod row;
+mod spans;
 mod template;
 mod tokenizer;
 mod validate;

@@ -42,6 +42,18 @@ fn rows_that_are_too_long_are_cut_and_say_by_how_much() {
 }
 
 #[test]
+fn a_very_long_conversation_costs_no_more_than_what_is_kept_of_it() {
+    let turns: Vec<(&str, &str)> = [("user", "Hi"), ("assistant", "Yes")].repeat(10_000);
+    let started = std::time::Instant::now();
+    let sequence =
+        encoder("chatml", "<bos>", "<|im_end|>", 64).encode_row(&chat(&turns), LossOn::Assistant).unwrap().remove(0);
+    // Rendering every prefix would take minutes.
+    assert!(started.elapsed().as_secs() < 20, "{:?}", started.elapsed());
+    assert_eq!(sequence.tokens.len(), 64);
+    assert!(sequence.trained_count() > 8 && sequence.cut > 100_000);
+}
+
+#[test]
 fn a_template_without_an_end_of_turn_gets_the_end_of_text_token() {
     let source = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}";
     let template = ChatTemplate::new(source, &[]).unwrap();
