@@ -5,8 +5,23 @@
 //! the same to the byte, whether or not the run was interrupted and resumed; everything below `work_dir`
 //! appears under its final name only when it is complete.
 
+pub mod artifacts;
+pub mod checkpoint;
+pub mod data;
+pub mod dropout;
 pub mod error;
+pub mod files;
 pub mod generate;
+pub mod lora;
+pub mod memory;
+pub mod model;
+pub mod optim;
+pub mod params;
+mod recipe;
+pub mod rng;
+pub mod schedule;
+pub mod step;
+pub mod weights;
 
 pub use error::TrainError;
 
@@ -36,7 +51,7 @@ pub struct Setup {
     pub threads: usize,
 }
 
-/// What the outside wants; asked before every step.
+/// What the outside wants; asked before every step, and within long ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Control {
     #[default]
@@ -49,13 +64,13 @@ pub enum Control {
     Preempt,
 }
 
-/// Hears what happens and says whether to go on. Called on the training thread: it must not block.
-pub trait Observer {
+/// Hears what happens and says whether to go on. Called on a training thread: it must not block.
+pub trait Observer: Send {
     fn event(&mut self, kind: EventKind);
 
-    /// A checkpoint of optimizer step `step` is complete on disk in `dir`. The engine removes old
-    /// checkpoints (`save_total_limit`) but never the latest one, so an upload that runs in the background
-    /// must either open its files here or cope with the directory's removal two checkpoints later.
+    /// A checkpoint of optimizer step `step` is complete on disk in `dir`. The engine removes checkpoints
+    /// beyond `save_total_limit` once a newer one is complete (that limit may be 1), so an upload in the
+    /// background should link or open the files it needs here.
     fn checkpoint(&mut self, step: u64, dir: &Path);
 
     fn control(&self) -> Control;
@@ -74,6 +89,12 @@ pub enum Outcome {
 ///
 /// # Errors
 /// [`TrainError::code`] says what a caller can do; see its variants' documentation.
-pub fn train(_setup: &Setup, _observer: &mut dyn Observer) -> Result<Outcome, TrainError> {
-    Err(TrainError::config("training is not wired up yet"))
+pub fn train(setup: &Setup, observer: &mut dyn Observer) -> Result<Outcome, TrainError> {
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(setup.threads.max(1))
+        .thread_name(|i| format!("train-{i}"))
+        .build()
+        .map_err(|e| TrainError::internal(format!("cannot start {} compute threads", setup.threads)).caused_by(e))?;
+    // On a thread of the pool, so that the loop's own work runs beside the others' and not instead of it.
+    pool.install(|| recipe::run(setup, observer))
 }

@@ -1,0 +1,90 @@
+//! Writing files so that a crash or a full disk leaves either the old state or the new one.
+
+use super::TrainError;
+use candle_core::Tensor;
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::{self, File},
+    io::Write,
+    path::Path,
+};
+
+/// Tensors by name.
+pub type Tensors = BTreeMap<String, Tensor>;
+
+const TEMPORARY: &str = ".partial-";
+
+/// Whether a directory of this name is the remains of an interrupted [`publish_dir`].
+#[must_use]
+pub fn is_temporary(name: &str) -> bool {
+    name.starts_with(TEMPORARY)
+}
+
+/// Creates the directory `target` with what `fill` writes into it: under a temporary name beside it,
+/// synced, then renamed. An older `target` is replaced.
+///
+/// # Errors
+/// Whatever `fill` fails with, or a failed file operation; then nothing is left behind.
+pub fn publish_dir(target: &Path, fill: impl FnOnce(&Path) -> Result<(), TrainError>) -> Result<(), TrainError> {
+    let parent = target.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(parent).map_err(|e| TrainError::io("create", parent, e))?;
+    let name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let temp = parent.join(format!("{TEMPORARY}{name}"));
+    let result = (|| {
+        remove(&temp)?;
+        fs::create_dir(&temp).map_err(|e| TrainError::io("create", &temp, e))?;
+        fill(&temp)?;
+        sync_dir(&temp)?;
+        remove(target)?;
+        fs::rename(&temp, target).map_err(|e| TrainError::io("rename", &temp, e))?;
+        sync_dir(parent)
+    })();
+    if result.is_err() {
+        // The first error is the one to report.
+        let _ = fs::remove_dir_all(&temp);
+    }
+    result
+}
+
+fn remove(dir: &Path) -> Result<(), TrainError> {
+    match fs::remove_dir_all(dir) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(TrainError::io("remove", dir, e)),
+        _ => Ok(()),
+    }
+}
+
+fn sync_dir(dir: &Path) -> Result<(), TrainError> {
+    File::open(dir).and_then(|d| d.sync_all()).map_err(|e| TrainError::io("sync", dir, e))
+}
+
+/// Writes and syncs one file.
+///
+/// # Errors
+/// `DiskFull`, or another failed write.
+pub fn write(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
+    let mut file = File::create(path).map_err(|e| TrainError::io("create", path, e))?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(|e| TrainError::io("write", path, e))
+}
+
+/// Writes and syncs a safetensors file with the metadata PyTorch tools expect. The same tensors give the
+/// same bytes.
+///
+/// # Errors
+/// `DiskFull`, or another failed write.
+pub fn write_tensors(path: &Path, tensors: &Tensors) -> Result<(), TrainError> {
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    safetensors::serialize_to_file(tensors, Some(metadata), path).map_err(|e| match e {
+        safetensors::SafeTensorError::IoError(e) => TrainError::io("write", path, e),
+        e => TrainError::internal(format!("cannot write {}: {e}", path.display())).caused_by(e),
+    })?;
+    File::open(path).and_then(|f| f.sync_all()).map_err(|e| TrainError::io("sync", path, e))
+}
+
+/// Copies a file and syncs the copy.
+///
+/// # Errors
+/// A failed read or write.
+pub fn copy(from: &Path, to: &Path) -> Result<(), TrainError> {
+    fs::copy(from, to).map_err(|e| TrainError::io("copy", from, e))?;
+    File::open(to).and_then(|f| f.sync_all()).map_err(|e| TrainError::io("sync", to, e))
+}

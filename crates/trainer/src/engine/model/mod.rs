@@ -1,0 +1,179 @@
+//! Model architectures: one file each, looked up by the first entry of `architectures` in `config.json`.
+//!
+//! Activations are token-major, `(N, C)` over all sequences of a batch laid end to end; [`Pass::segments`]
+//! says where they begin. Blocks are separate calls, so that a training step can run the backward pass
+//! block by block (see `step`).
+
+mod config;
+mod linear;
+mod llama;
+mod source;
+
+pub use config::RopeScaling;
+pub use linear::{Linear, Lora};
+pub use source::{Source, Weight};
+
+use super::{TrainError, dropout::Dropout, params::Params, weights::WeightFiles};
+use candle_core::{Result, Tensor};
+use kernels::{AttentionShape, Segments};
+use std::{fmt::Debug, path::Path};
+
+/// What differs from one forward pass to another.
+#[derive(Debug, Clone)]
+pub struct Pass {
+    pub segments: Segments,
+    /// Position of each token in its sequence, `(N)`.
+    pub positions: Vec<u32>,
+    /// Whether a backward pass follows. Without it nothing is kept.
+    pub grad: bool,
+    /// Whether adapters take part.
+    pub adapter: bool,
+    /// On the input of every adapter.
+    pub dropout: Option<Dropout>,
+}
+
+impl Pass {
+    /// A pass without gradients and dropout.
+    #[must_use]
+    pub fn inference(segments: Segments) -> Self {
+        let positions = segments.positions();
+        Self { segments, positions, grad: false, adapter: true, dropout: None }
+    }
+}
+
+/// Attention heads of a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heads {
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+}
+
+/// Attention over rotated queries and keys: plain, or through a cache.
+pub trait Attend {
+    /// `q (N, H·D)`, `k` and `v (N, KV·D)` of block `layer` → `(N, H·D)`.
+    ///
+    /// # Errors
+    /// Tensor errors only.
+    fn attend(&mut self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor, heads: Heads) -> Result<Tensor>;
+}
+
+/// Causal attention within each sequence of a batch.
+#[derive(Debug)]
+pub struct Causal<'a>(pub &'a Segments);
+
+impl Attend for Causal<'_> {
+    fn attend(&mut self, _layer: usize, q: &Tensor, k: &Tensor, v: &Tensor, heads: Heads) -> Result<Tensor> {
+        let Heads { heads, kv_heads, head_dim } = heads;
+        kernels::attention(q, k, v, &AttentionShape { heads, kv_heads, head_dim, segments: self.0.clone() })
+    }
+}
+
+/// Sizes the training loop and the generator need to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dims {
+    pub layers: usize,
+    pub hidden: usize,
+    pub vocab: usize,
+    pub heads: Heads,
+    /// Longest sequence the weights were made for.
+    pub context: usize,
+}
+
+/// A decoder-only language model.
+pub trait CausalLm: Debug + Send + Sync {
+    fn dims(&self) -> Dims;
+
+    /// Every trainable tensor, adapters included.
+    fn params(&self) -> &Params;
+
+    /// Whether a gradient must reach the embedding.
+    fn trains_embedding(&self) -> bool;
+
+    /// The linear projections an adapter can be put on, in module order.
+    fn linears(&self) -> Vec<&Linear>;
+
+    /// Puts `lora` on the projection named `path`; its tensors join [`CausalLm::params`].
+    fn attach(&mut self, path: &str, lora: Lora);
+
+    /// Tokens `(N)` → activations `(N, C)`.
+    ///
+    /// # Errors
+    /// A token outside the vocabulary.
+    fn embed(&self, tokens: &[u32], pass: &Pass) -> Result<Tensor>;
+
+    /// `(N, C)` → `(N, C)` through block `layer`.
+    ///
+    /// # Errors
+    /// Tensor errors only.
+    fn block(&self, layer: usize, x: &Tensor, pass: &Pass, attention: &mut dyn Attend) -> Result<Tensor>;
+
+    /// Final norm, head and loss: `(N, C)` → sum of the targets' losses over `denominator`, a scalar.
+    ///
+    /// # Errors
+    /// Tensor errors only.
+    fn loss(&self, x: &Tensor, targets: &[u32], denominator: f64, pass: &Pass) -> Result<Tensor>;
+
+    /// Loss of each target without a gradient; 0 where the target is ignored.
+    ///
+    /// # Errors
+    /// Tensor errors only.
+    fn token_losses(&self, x: &Tensor, targets: &[u32]) -> Result<Vec<f32>>;
+
+    /// `(N, C)` → `(N, V)`, without a gradient.
+    ///
+    /// # Errors
+    /// Tensor errors only.
+    fn logits(&self, x: &Tensor) -> Result<Tensor>;
+
+    /// Total number of weights, adapters not counted.
+    fn weights(&self) -> u64;
+}
+
+/// How to build a model.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct BuildOptions {
+    /// Whether the base weights are trained (else only adapters are).
+    pub train_weights: bool,
+    /// Random weights from this seed instead of the stored ones.
+    pub random: Option<u64>,
+    /// Rows of the position tables: the longest sequence that will be seen.
+    pub max_positions: usize,
+}
+
+type Builder = fn(&serde_json::Value, &Path, BuildOptions) -> std::result::Result<Box<dyn CausalLm>, TrainError>;
+
+/// Architectures by the name `config.json` has for them.
+const REGISTRY: &[(&str, Builder)] = &[("LlamaForCausalLM", llama::build)];
+
+/// Names of the architectures that can be trained.
+pub fn architectures() -> impl Iterator<Item = &'static str> {
+    REGISTRY.iter().map(|(name, _)| *name)
+}
+
+/// Loads the model in `dir` (HF layout).
+///
+/// # Errors
+/// `ModelCorrupt` for an unknown architecture, an unsupported setting or unusable weights.
+pub fn load(dir: &Path, options: BuildOptions) -> std::result::Result<Box<dyn CausalLm>, TrainError> {
+    let value = config::read(dir)?;
+    let name = value.pointer("/architectures/0").and_then(serde_json::Value::as_str).unwrap_or_default();
+    let Some((_, build)) = REGISTRY.iter().find(|(known, _)| *known == name) else {
+        let known: Vec<&str> = architectures().collect();
+        let what = if name.is_empty() {
+            "`config.json` names no architecture".into()
+        } else {
+            format!("the architecture `{name}` is not supported")
+        };
+        return Err(TrainError::model(format!("{what}; supported: {}", known.join(", "))));
+    };
+    build(&value, dir, options)
+}
+
+/// Opens the weights unless they are to be random.
+fn source(dir: &Path, options: BuildOptions, std: f64) -> std::result::Result<Source, TrainError> {
+    Ok(match options.random {
+        Some(seed) => Source::Random { seed, std },
+        None => Source::Files(WeightFiles::open_dir(dir)?),
+    })
+}

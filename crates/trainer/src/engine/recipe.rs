@@ -1,0 +1,428 @@
+//! The training recipe: set up, loop, finish. One straight line for every method.
+
+use super::{
+    Control, Observer, Outcome, Setup, TrainError, artifacts,
+    checkpoint::{self, Kind, State, StepMetrics},
+    data::{self, Corpus, Sampler, SamplerOptions},
+    dropout::Dropout,
+    lora, memory,
+    model::{self, BuildOptions, CausalLm},
+    optim::{self, AdamW, AdamWConfig},
+    params::Gradients,
+    rng::Key,
+    schedule::Schedule,
+    step::{self, StepOptions},
+};
+use dataset::{Encoder, LossOn};
+use sha2::{Digest, Sha256};
+use std::{collections::BTreeMap, path::PathBuf, time::Instant};
+use wire::{
+    config::{Init, Method, TrainingConfig},
+    event::{EventKind, Level, Phase, StopReason, Summary, metric},
+    job::FailureCode,
+};
+
+/// Steps averaged into a run's final training loss.
+const RECENT: usize = 10;
+
+/// Why the loop ended early.
+enum Halt {
+    Failed(TrainError),
+    Stopped(StopReason),
+}
+
+impl<E: Into<TrainError>> From<E> for Halt {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+/// Everything the loop works on.
+struct Run<'a> {
+    setup: &'a Setup,
+    observer: &'a mut dyn Observer,
+    model: Box<dyn CausalLm>,
+    kind: Kind,
+    train: Corpus,
+    /// Held-out rows; an index into `eval`, or into `train` when that is `None`.
+    eval_rows: Vec<usize>,
+    eval: Option<Corpus>,
+    sampler: Sampler,
+    schedule: Schedule,
+    optimizer: AdamW,
+    state: State,
+    max_length: usize,
+    /// Step of the newest checkpoint on disk and where it is.
+    saved: Option<(u64, PathBuf)>,
+}
+
+pub(super) fn run(setup: &Setup, observer: &mut dyn Observer) -> Result<Outcome, TrainError> {
+    let mut run = match Run::set_up(setup, observer) {
+        Ok(run) => run,
+        Err(Halt::Failed(error)) => return Err(error),
+        Err(Halt::Stopped(reason)) => {
+            return Ok(Outcome::Stopped { reason, step: 0, checkpoint: setup.resume.clone() });
+        }
+    };
+    match run.train_loop() {
+        Ok(()) => run.finish(),
+        Err(Halt::Failed(error)) => Err(error),
+        Err(Halt::Stopped(StopReason::Cancelled)) => {
+            Ok(Outcome::Stopped { reason: StopReason::Cancelled, step: run.state.step, checkpoint: None })
+        }
+        Err(Halt::Stopped(reason)) => {
+            let checkpoint = run.save()?;
+            Ok(Outcome::Stopped { reason, step: run.state.step, checkpoint: Some(checkpoint) })
+        }
+    }
+}
+
+/// The reason to stop, if there is one.
+fn asked_to_stop(observer: &dyn Observer) -> Result<(), Halt> {
+    match observer.control() {
+        Control::Continue => Ok(()),
+        Control::Cancel => Err(Halt::Stopped(StopReason::Cancelled)),
+        Control::Pause => Err(Halt::Stopped(StopReason::Paused)),
+        Control::Preempt => Err(Halt::Stopped(StopReason::Preempted)),
+    }
+}
+
+fn phase(observer: &mut dyn Observer, phase: Phase, message: impl Into<String>) {
+    observer.event(EventKind::Phase { phase, message: message.into() });
+}
+
+fn warn(observer: &mut dyn Observer, message: String) {
+    observer.event(EventKind::Log { level: Level::Warn, message });
+}
+
+fn count(n: usize) -> u64 {
+    u64::try_from(n).unwrap_or(u64::MAX)
+}
+
+#[expect(clippy::as_conversions, reason = "counts are far below 2^53")]
+const fn float(n: u64) -> f64 {
+    n as f64
+}
+
+impl<'a> Run<'a> {
+    fn set_up(setup: &'a Setup, observer: &'a mut dyn Observer) -> Result<Self, Halt> {
+        let config = &setup.config;
+        let t = &config.training;
+        let adapter = config.method == Method::Sft;
+        let options = BuildOptions {
+            train_weights: !adapter,
+            random: (config.init == Init::Random).then_some(t.seed),
+            max_positions: t.max_seq_length,
+        };
+        let mut model = model::load(&setup.model_dir, options)?;
+        let kind = if adapter {
+            let targets = lora::attach(model.as_mut(), &config.lora, t.seed)?;
+            Kind::Adapter { config: artifacts::adapter_config(setup, &targets)? }
+        } else {
+            Kind::Weights
+        };
+        let dims = model.dims();
+        let max_length = t.max_seq_length.min(dims.context);
+        if max_length < t.max_seq_length {
+            warn(
+                observer,
+                format!("max_seq_length {} is above the model's context; using {max_length}", t.max_seq_length),
+            );
+        }
+
+        phase(observer, Phase::Tokenizing, "tokenizing the dataset");
+        let encoder =
+            Encoder::load(&setup.model_dir, max_length).map_err(|e| TrainError::model(e.to_string()).caused_by(e))?;
+        let loss = if config.method == Method::Pretrain { LossOn::All } else { LossOn::Assistant };
+        let mut load = |path: &std::path::Path| -> Result<Corpus, Halt> {
+            let mut corpus = Corpus::default();
+            corpus.read(path, setup.format, &encoder, loss, dims.vocab, &mut || asked_to_stop(observer))?;
+            Ok(corpus)
+        };
+        let train = load(&setup.train)?;
+        let eval = setup.validation.as_deref().map(&mut load).transpose()?;
+        let (train_rows, eval_rows) = match &eval {
+            Some(eval) => ((0..train.len()).collect(), (0..eval.len()).collect()),
+            None => data::split(train.len(), t.val_set_size, t.seed),
+        };
+        if train_rows.is_empty() {
+            let why =
+                if train.without_loss > 0 { "no row carries loss within max_seq_length" } else { "it has no rows" };
+            return Err(TrainError::data(format!("the dataset gives nothing to train on: {why}")).into());
+        }
+        let skipped = train.without_loss.saturating_add(eval.as_ref().map_or(0, |e| e.without_loss));
+        if skipped > 0 {
+            warn(
+                observer,
+                format!("{skipped} rows were left out: nothing in them carries loss within {max_length} tokens"),
+            );
+        }
+        if train.truncated > 0 {
+            warn(observer, format!("{} rows were cut to {max_length} tokens", train.truncated));
+        }
+
+        let sampler_options = SamplerOptions {
+            batch: t.per_device_train_batch_size,
+            accumulation: t.gradient_accumulation_steps,
+            shuffle: t.shuffle,
+            pack_into: t.packing.then_some(max_length),
+            seed: t.seed,
+        };
+        let sampler = Sampler::new(&train, &train_rows, sampler_options);
+        let per_epoch = sampler.steps_per_epoch();
+        #[expect(clippy::as_conversions, reason = "a positive number of steps")]
+        let total = u64::try_from(t.max_steps)
+            .ok()
+            .filter(|n| *n > 0)
+            .unwrap_or((t.num_train_epochs * float(per_epoch)).ceil() as u64);
+        let schedule = Schedule::new(t.lr_scheduler_type, t.learning_rate, t.warmup_ratio, total);
+        let mut optimizer = AdamW::new(AdamWConfig {
+            beta1: t.adam_beta1,
+            beta2: t.adam_beta2,
+            epsilon: t.adam_epsilon,
+            weight_decay: t.weight_decay,
+        });
+        let digest = digest(setup, &train, eval.as_ref());
+        let state = match &setup.resume {
+            None => State::new(digest, setup.threads),
+            Some(dir) => checkpoint::load(dir, &kind, model.params(), &mut optimizer, &digest)?,
+        };
+        if state.threads != setup.threads {
+            warn(
+                observer,
+                format!(
+                    "resuming with {} threads what ran with {}: the last bits may differ",
+                    setup.threads, state.threads
+                ),
+            );
+        }
+        observer.event(EventKind::Plan {
+            total_steps: total,
+            epochs: float(total) / float(per_epoch),
+            train_rows: count(train_rows.len()),
+            eval_rows: count(eval_rows.len()),
+            train_tokens: train.tokens_in(&train_rows),
+            truncated_rows: train.truncated,
+            trainable_parameters: model.params().elements(),
+            total_parameters: model.weights().saturating_add(if adapter { model.params().elements() } else { 0 }),
+        });
+        let saved = setup.resume.clone().map(|dir| (state.step, dir));
+        Ok(Self {
+            setup,
+            observer,
+            model,
+            kind,
+            train,
+            eval_rows,
+            eval,
+            sampler,
+            schedule,
+            optimizer,
+            state,
+            max_length,
+            saved,
+        })
+    }
+
+    fn train_loop(&mut self) -> Result<(), Halt> {
+        let t = &self.setup.config.training;
+        let total = self.schedule.total;
+        let due = |every: u64, step: u64| step == total || step == 0 || (every > 0 && step.is_multiple_of(every));
+        loop {
+            // Evaluation and checkpoint of a step come before the next one; a resumed run makes up for
+            // what was due where the interrupted one stopped.
+            let done = self.state.step;
+            asked_to_stop(self.observer)?;
+            if due(t.eval_steps, done) && self.state.last_eval.is_none_or(|(step, _)| step != done) {
+                self.evaluate()?;
+            }
+            if done > 0 && due(t.save_steps, done) {
+                self.save()?;
+            }
+            if done >= total {
+                return Ok(());
+            }
+            if done == 0 || self.saved.as_ref().is_some_and(|(s, _)| *s == done) {
+                phase(self.observer, Phase::Training, format!("training step {} of {total}", done.saturating_add(1)));
+            }
+            self.step()?;
+        }
+    }
+
+    /// One optimizer step.
+    fn step(&mut self) -> Result<(), Halt> {
+        let started = Instant::now();
+        let t = &self.setup.config.training;
+        let index = self.state.step;
+        let step = index.saturating_add(1);
+        let batches: Vec<data::Batch> =
+            self.sampler.step(index).iter().map(|rows| self.train.batch(rows)).collect::<Result<_, _>>()?;
+        let targets = batches.iter().map(data::Batch::target_count).sum::<usize>();
+        let tokens = count(batches.iter().map(|b| b.tokens.len()).sum());
+        let rate = self.schedule.rate(index);
+        let mut grads = Gradients::default();
+        let mut loss = 0.0;
+        let probability =
+            if self.setup.config.method == Method::Sft { self.setup.config.lora.lora_dropout } else { 0.0 };
+        for (micro, batch) in (0..).zip(&batches) {
+            if self.observer.control() == Control::Cancel {
+                return Err(Halt::Stopped(StopReason::Cancelled));
+            }
+            let key = Key::new(t.seed, "dropout").at(index).at(micro);
+            let options = StepOptions {
+                denominator: float(count(targets)),
+                dropout: (probability > 0.0).then_some(Dropout { probability, key }),
+                recompute: t.gradient_checkpointing,
+            };
+            loss += step::forward_backward(self.model.as_ref(), batch, options, &mut grads)?;
+        }
+        if index == 0 {
+            let missing = grads.missing(self.model.params());
+            if let Some(first) = missing.first() {
+                let n = missing.len();
+                return Err(TrainError::internal(format!(
+                    "{n} trainable tensors received no gradient, `{first}` first"
+                ))
+                .into());
+            }
+        }
+        let norm = optim::global_norm(&grads)?;
+        if !loss.is_finite() || !norm.is_finite() {
+            return Err(self.diverged(step, loss, norm).into());
+        }
+        self.optimizer.step(self.model.params(), &grads, optim::clip_factor(norm, t.max_grad_norm), rate)?;
+        drop(grads);
+        let seconds = started.elapsed().as_secs_f64();
+        self.state.step = step;
+        self.state.tokens_seen = self.state.tokens_seen.saturating_add(tokens);
+        self.state.train_seconds += seconds;
+        self.state.record(StepMetrics { step, train_loss: loss, learning_rate: rate, grad_norm: norm });
+        let mut values = BTreeMap::from([
+            (metric::TRAIN_LOSS.to_owned(), loss),
+            (metric::LEARNING_RATE.to_owned(), rate),
+            (metric::GRAD_NORM.to_owned(), norm),
+            (metric::TOKENS_PER_SECOND.to_owned(), float(tokens) / seconds.max(1e-9)),
+            (metric::STEP_SECONDS.to_owned(), seconds),
+            (metric::TOKENS_SEEN.to_owned(), float(self.state.tokens_seen)),
+        ]);
+        if let Some((now, _)) = memory::resident() {
+            values.insert(metric::MEMORY_BYTES.to_owned(), float(now));
+        }
+        self.metrics(values);
+        Ok(())
+    }
+
+    fn metrics(&mut self, values: BTreeMap<String, f64>) {
+        let epoch = float(self.state.step) / float(self.sampler.steps_per_epoch());
+        self.observer.event(EventKind::Metrics { step: self.state.step, epoch, values });
+    }
+
+    fn diverged(&self, step: u64, loss: f64, norm: f64) -> TrainError {
+        let what = if loss.is_finite() {
+            format!("the gradient norm became {norm}")
+        } else {
+            format!("the loss became {loss}")
+        };
+        let kept = match &self.saved {
+            Some((step, _)) => format!("the checkpoint of step {step} is kept"),
+            None => "there is no earlier checkpoint".into(),
+        };
+        let t = &self.setup.config.training;
+        TrainError::new(
+            FailureCode::Diverged,
+            format!(
+                "{what} at step {step}; {kept}. Lower learning_rate (now {}) or lengthen the warm-up",
+                t.learning_rate
+            ),
+        )
+    }
+
+    /// Mean loss over the held-out rows; `None` without any.
+    fn evaluate(&mut self) -> Result<(), Halt> {
+        if self.eval_rows.is_empty() {
+            return Ok(());
+        }
+        let step = self.state.step;
+        phase(self.observer, Phase::Evaluating, format!("evaluating on {} rows", self.eval_rows.len()));
+        let corpus = self.eval.as_ref().unwrap_or(&self.train);
+        let limit = self.max_length.saturating_mul(self.setup.config.training.per_device_train_batch_size);
+        let (mut total, mut targets) = (0.0, 0_usize);
+        for rows in data::by_tokens(corpus, &self.eval_rows, limit) {
+            asked_to_stop(self.observer)?;
+            let batch = corpus.batch(&rows)?;
+            total += step::total_loss(self.model.as_ref(), &batch)?;
+            targets = targets.saturating_add(batch.target_count());
+        }
+        let loss = total / float(count(targets)).max(1.0);
+        if !loss.is_finite() {
+            return Err(self.diverged(step, loss, f64::NAN).into());
+        }
+        self.state.last_eval = Some((step, loss));
+        if step == 0 {
+            self.state.initial_eval_loss = Some(loss);
+        }
+        self.metrics(BTreeMap::from([(metric::EVAL_LOSS.to_owned(), loss)]));
+        phase(self.observer, Phase::Training, format!("validation loss {loss:.4} after {step} steps"));
+        Ok(())
+    }
+
+    /// Makes sure there is a checkpoint of the current step.
+    fn save(&mut self) -> Result<PathBuf, TrainError> {
+        let step = self.state.step;
+        if let Some((saved, dir)) = &self.saved
+            && *saved == step
+        {
+            return Ok(dir.clone());
+        }
+        phase(self.observer, Phase::Checkpointing, format!("writing the checkpoint of step {step}"));
+        let root = self.setup.work_dir.join("checkpoints");
+        let dir = checkpoint::save(&root, &self.kind, self.model.params(), &self.optimizer, &self.state)?;
+        self.observer.checkpoint(step, &dir);
+        checkpoint::prune(&root, self.setup.config.training.save_total_limit)?;
+        self.saved = Some((step, dir.clone()));
+        Ok(dir)
+    }
+
+    fn finish(self) -> Result<Outcome, TrainError> {
+        let summary = Summary {
+            steps: self.state.step,
+            tokens: self.state.tokens_seen,
+            train_seconds: self.state.train_seconds,
+            train_loss: self.state.recent_loss(RECENT),
+            initial_eval_loss: self.state.initial_eval_loss,
+            eval_loss: self.state.last_eval.map(|(_, loss)| loss),
+            peak_memory_bytes: memory::resident().map(|(_, peak)| peak),
+        };
+        let target = self.setup.work_dir.join("artifacts");
+        match &self.kind {
+            Kind::Adapter { config } => {
+                artifacts::write_adapter(&target, self.setup, config, self.model.params(), &summary)?
+            }
+            Kind::Weights => artifacts::write_model(&target, self.setup, self.model.params(), &summary)?,
+        }
+        Ok(Outcome::Finished { summary, artifacts: target })
+    }
+}
+
+/// Names everything that decides the run's numbers, so that a checkpoint is not continued by another one.
+fn digest(setup: &Setup, train: &Corpus, eval: Option<&Corpus>) -> String {
+    let mut config = setup.config.clone();
+    let neutral = TrainingConfig::default();
+    config.name = None;
+    config.training.eval_steps = neutral.training.eval_steps;
+    config.training.save_steps = neutral.training.save_steps;
+    config.training.save_total_limit = neutral.training.save_total_limit;
+    config.training.gradient_checkpointing = neutral.training.gradient_checkpointing;
+    let mut hash = Sha256::new();
+    hash.update(serde_json::to_vec(&config).unwrap_or_default());
+    for part in [
+        setup.model_name.clone(),
+        setup.model_revision.clone(),
+        train.digest(),
+        eval.map(Corpus::digest).unwrap_or_default(),
+    ] {
+        hash.update(part);
+        hash.update([0]);
+    }
+    hex::encode(hash.finalize())
+}
