@@ -1,4 +1,73 @@
-//! The `hone` command: starts everything on one machine, and talks to a running Hone.
+//! The `hone` command: starts everything on one machine (`up`), and talks to a running Hone.
+//!
+//! Invariants: everything runs on the main thread (the kernel ties the services of `up` to it); results go
+//! to standard output and the rest to standard error; a command either says what it did or why it failed.
 
+pub mod api;
+pub mod args;
+pub mod context;
+pub mod datasets;
+pub mod doctor;
+pub mod error;
+pub mod follow;
+pub mod jobs;
+pub mod models;
 pub mod postgres;
 pub mod proc;
+pub mod stream;
+pub mod train;
+pub mod transfer;
+pub mod ui;
+pub mod up;
+
+use args::{Cli, Command};
+use clap::Parser;
+use context::Context;
+use error::{CliError, CliResult};
+use service::Env;
+use std::{ffi::OsString, process::ExitCode};
+use ui::Ui;
+
+/// Runs the command line and returns the exit code.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(e) => {
+            // Prints help to standard output and errors to standard error, and knows the exit code.
+            let _ = e.print();
+            return ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(2));
+        }
+    };
+    let ui = Ui { json: cli.json, quiet: cli.quiet };
+    match start(cli, ui) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            ui.error(&e);
+            e.exit.into()
+        }
+    }
+}
+
+fn start(cli: Cli, ui: Ui) -> CliResult {
+    let context = Context::new(Env::from_process(), ui, cli.data_dir.clone())?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|e| CliError::failed(format!("cannot start: {e}")))?;
+    runtime.block_on(run(&context, cli.command))
+}
+
+async fn run(context: &Context, command: Command) -> CliResult {
+    match command {
+        Command::Up(args) => up::up(context, &args).await,
+        Command::Down => up::down(context),
+        Command::Status => up::status(context).await,
+        Command::Doctor => doctor::doctor(context).await,
+        Command::Models(command) => models::run(context, command).await,
+        Command::Datasets(command) => datasets::run(context, command).await,
+        Command::Train(args) => train::train(context, &args).await,
+        Command::Jobs(command) => jobs::run(context, command).await,
+        Command::Completions { shell } => {
+            args::completions(shell);
+            Ok(())
+        }
+    }
+}

@@ -12,11 +12,13 @@ pub use account::Account;
 pub use binaries::Binaries;
 pub use error::PostgresError;
 
-use crate::proc::{self, ProcessId};
+use crate::{
+    api::percent_encode,
+    proc::{self, ProcessId},
+};
 use nix::sys::signal::Signal;
 use secrecy::{ExposeSecret, SecretString};
 use std::{
-    ffi::OsStr,
     fs::{self, File, OpenOptions, Permissions},
     io::{Read, Seek, SeekFrom, Write},
     os::unix::{
@@ -87,9 +89,11 @@ impl Settings {
     /// `postgres://` URL of a database in this cluster. It holds the password.
     #[must_use]
     pub fn url(&self, database: &str) -> SecretString {
-        let host = escape(self.socket_dir.as_os_str());
+        let host = percent_encode(self.socket_dir.as_os_str().as_bytes());
         match &self.password {
-            Some(p) => format!("postgres://{USER}:{}@{host}/{database}", escape(OsStr::new(p.expose_secret()))).into(),
+            Some(p) => {
+                format!("postgres://{USER}:{}@{host}/{database}", percent_encode(p.expose_secret().as_bytes())).into()
+            }
             None => format!("postgres://{USER}@{host}/{database}").into(),
         }
     }
@@ -302,19 +306,6 @@ impl Cluster {
 /// The message of a log line without time and pid.
 fn strip_prefix(line: &str) -> &str {
     line.split_once("] ").map_or(line, |(_, rest)| rest).trim()
-}
-
-/// Percent-encodes everything but unreserved characters.
-fn escape(text: &OsStr) -> String {
-    text.as_bytes().iter().fold(String::new(), |mut out, byte| {
-        let c = char::from(*byte);
-        if c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_' | '~') {
-            out.push(c);
-        } else {
-            out.push_str(&format!("%{byte:02X}"));
-        }
-        out
-    })
 }
 
 fn make_private_dir(dir: &Path, account: Account) -> Result<(), PostgresError> {

@@ -1,0 +1,28 @@
+# The targets are what CI runs. PROFILE=dev builds faster and runs slower.
+PROFILE ?= release
+
+.PHONY: help setup demo up test check bench build
+
+help: ## Show this help
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## Install what building and running need (Debian, Ubuntu; says what to do elsewhere)
+	@scripts/setup.sh
+
+demo: ## From nothing to a trained adapter: build, start, import, train, compare
+	@HONE_PROFILE=$(PROFILE) scripts/demo.sh
+
+build: ## Build the programs
+	@scripts/build.sh $(PROFILE)
+
+up: setup build ## Build and start everything on this machine, until Ctrl-C
+	@target/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))/hone up
+
+test: setup ## Run all tests, with real Postgres, S3 and trainer processes
+	@scripts/test.sh
+
+check: ## Formatting, lints, dependency directions, file lengths, licences
+	@scripts/check.sh
+
+bench: setup build ## Measure start-up, memory and latency of the programs
+	@python3 scripts/bench_laptop.py target/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))

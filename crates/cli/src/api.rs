@@ -1,0 +1,196 @@
+//! The backend's routes, typed.
+
+use crate::error::{CliError, CliResult, Exit};
+use reqwest::Method;
+use service::Client;
+use wire::{
+    JobId, JobView, Page,
+    dataset::{DatasetPreview, DatasetView, Split},
+    event::StreamMessage,
+    job::{ArtifactView, CreateJob, MetricPoint},
+    model::{CreateModel, CreatedModel, ModelView},
+};
+
+/// Rows asked for per page.
+const PAGE: usize = 200;
+/// Jobs looked through for a prefix.
+const SEARCHED: usize = 2000;
+
+#[derive(Debug, Clone)]
+pub struct Api {
+    pub client: Client,
+}
+
+impl Api {
+    pub async fn models(&self) -> CliResult<Vec<ModelView>> {
+        self.all("/api/models?").await
+    }
+
+    pub async fn model(&self, name: &str) -> CliResult<ModelView> {
+        Ok(self.client.get(&format!("/api/models/{}", escape(name))).await?)
+    }
+
+    /// The files of a model with signed URLs.
+    pub async fn model_files(&self, name: &str, revision: &str) -> CliResult<Vec<ArtifactView>> {
+        let path = format!("/api/models/{}/{}/download", escape(name), escape(revision));
+        Ok(self.client.get(&path).await?)
+    }
+
+    pub async fn create_model(&self, body: &CreateModel) -> CliResult<CreatedModel> {
+        Ok(self.client.post("/api/models", body).await?)
+    }
+
+    pub async fn complete_model(&self, name: &str, revision: &str) -> CliResult<ModelView> {
+        let path = format!("/api/models/{}/{}/complete", escape(name), escape(revision));
+        // Hashing and inspecting gigabytes takes longer than an ordinary call.
+        let request = || Ok(self.client.request(Method::POST, &path)?.timeout(std::time::Duration::from_secs(900)));
+        self.reply(self.client.send_retrying(request).await?).await
+    }
+
+    pub async fn datasets(&self) -> CliResult<Vec<DatasetView>> {
+        self.all("/datasets?").await
+    }
+
+    pub async fn dataset(&self, name: &str) -> CliResult<DatasetView> {
+        Ok(self.client.get(&format!("/datasets/{}", escape(name))).await?)
+    }
+
+    pub async fn preview(&self, name: &str, limit: u16, split: Split) -> CliResult<DatasetPreview> {
+        let split = match split {
+            Split::Train => "train",
+            Split::Validation => "validation",
+        };
+        Ok(self.client.get(&format!("/datasets/{}/preview?limit={limit}&split={split}", escape(name))).await?)
+    }
+
+    pub async fn delete_dataset(&self, name: &str) -> CliResult {
+        Ok(self.client.delete(&format!("/datasets/{}", escape(name))).await?)
+    }
+
+    /// Creates one job, however often the request has to be sent.
+    pub async fn create_job(&self, body: &CreateJob) -> CliResult<JobView> {
+        let key = uuid::Uuid::new_v4().to_string();
+        let request = || {
+            let request = self.client.request(Method::POST, "/training/jobs")?;
+            Ok(request.header("idempotency-key", &key).timeout(std::time::Duration::from_secs(30)).json(body))
+        };
+        self.reply(self.client.send_retrying(request).await?).await
+    }
+
+    /// The newest `limit` jobs.
+    pub async fn jobs(&self, state: Option<&str>, limit: usize) -> CliResult<Vec<JobView>> {
+        let filter = state.map(|s| format!("state={}&", escape(s))).unwrap_or_default();
+        self.up_to(&format!("/training/jobs?{filter}"), limit).await
+    }
+
+    pub async fn job(&self, id: JobId) -> CliResult<JobView> {
+        Ok(self.client.get(&format!("/training/jobs/{id}")).await?)
+    }
+
+    /// `action`: start, cancel, pause or resume.
+    pub async fn job_action(&self, id: JobId, action: &str) -> CliResult<JobView> {
+        Ok(self.client.call::<(), _>(Method::POST, &format!("/training/jobs/{id}/{action}"), None).await?)
+    }
+
+    pub async fn metrics(&self, id: JobId, after: Option<u64>) -> CliResult<Vec<MetricPoint>> {
+        let after = after.map(|step| format!("after_step={step}&")).unwrap_or_default();
+        self.all(&format!("/training/jobs/{id}/metrics?{after}")).await
+    }
+
+    pub async fn events(&self, id: JobId, after: i64) -> CliResult<Page<StreamMessage>> {
+        Ok(self.client.get(&format!("/training/jobs/{id}/events?after={after}&limit={PAGE}")).await?)
+    }
+
+    pub async fn logs(&self, id: JobId) -> CliResult<String> {
+        let path = format!("/training/jobs/{id}/logs");
+        let response = self.client.send_retrying(|| self.client.request(Method::GET, &path)).await?;
+        let text = response.text().await;
+        text.map_err(|e| CliError::new(Exit::Unreachable, format!("the log broke off: {e}")))
+    }
+
+    pub async fn artifacts(&self, id: JobId) -> CliResult<Vec<ArtifactView>> {
+        Ok(self.client.get(&format!("/training/jobs/{id}/artifacts")).await?)
+    }
+
+    /// The job that `text` names: a whole id, the unique beginning of one, or `latest`.
+    pub async fn find_job(&self, text: &str) -> CliResult<JobView> {
+        if text == "latest" {
+            let newest = self.jobs(None, 1).await?.into_iter().next();
+            return newest.ok_or_else(|| {
+                CliError::new(Exit::NotFound, "there is no job yet").hint("`hone train CONFIG.yaml` creates one")
+            });
+        }
+        if let Ok(id) = text.parse::<JobId>() {
+            return self.job(id).await;
+        }
+        let usable = !text.is_empty() && text.chars().all(|c| c.is_ascii_hexdigit() || c == '-');
+        if !usable {
+            return Err(CliError::new(Exit::NotFound, format!("no job has an id that begins with `{text}`"))
+                .hint("`hone jobs ls` lists them; `latest` names the newest one"));
+        }
+        let wanted = text.to_ascii_lowercase();
+        let jobs = self.jobs(None, SEARCHED).await?;
+        let mut found: Vec<JobView> = jobs.into_iter().filter(|j| j.id.to_string().starts_with(&wanted)).collect();
+        match (found.len(), found.pop()) {
+            (1, Some(job)) => Ok(job),
+            (0, _) | (_, None) => {
+                Err(CliError::new(Exit::NotFound, format!("no job has an id that begins with `{text}`"))
+                    .hint("`hone jobs ls` lists them; `latest` names the newest one"))
+            }
+            (n, Some(one)) => {
+                let ids: Vec<String> = found.iter().chain([&one]).take(5).map(|j| j.id.to_string()).collect();
+                Err(CliError::invalid(format!("{n} jobs have an id that begins with `{text}`: {}", ids.join(", ")))
+                    .hint("give more of the id"))
+            }
+        }
+    }
+
+    async fn all<T: serde::de::DeserializeOwned>(&self, path: &str) -> CliResult<Vec<T>> {
+        self.up_to(path, usize::MAX).await
+    }
+
+    async fn up_to<T: serde::de::DeserializeOwned>(&self, path: &str, limit: usize) -> CliResult<Vec<T>> {
+        let mut items: Vec<T> = Vec::new();
+        let mut cursor = String::new();
+        loop {
+            let size = PAGE.min(limit.saturating_sub(items.len()));
+            let page: Page<T> = self.client.get(&format!("{path}limit={size}{cursor}")).await?;
+            items.extend(page.items);
+            match page.next_cursor {
+                Some(next) if items.len() < limit => cursor = format!("&cursor={}", escape(&next)),
+                _ => break,
+            }
+        }
+        items.truncate(limit);
+        Ok(items)
+    }
+
+    async fn reply<T: serde::de::DeserializeOwned>(&self, response: reqwest::Response) -> CliResult<T> {
+        let decoded = response.json().await;
+        Ok(decoded.map_err(|source| service::ClientError::Decode { service: "hone", source })?)
+    }
+}
+
+/// Percent-encodes everything but unreserved characters.
+#[must_use]
+pub fn percent_encode(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut out, byte| {
+        let c = char::from(*byte);
+        if c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_' | '~') {
+            out.push(c);
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+        out
+    })
+}
+
+fn escape(text: &str) -> String {
+    percent_encode(text.as_bytes())
+}
+
+/// Enough of a job's id to tell it from others: its timestamp part.
+#[must_use]
+pub fn short(id: JobId) -> String {
+    id.to_string().chars().take(13).collect()
+}

@@ -1,0 +1,264 @@
+//! The grammar of the command line, and its help.
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint};
+use clap_complete::Shell;
+use std::path::PathBuf;
+
+const OVERVIEW: &str = "\
+Examples:
+  hone up                                         start everything on this machine
+  hone models import ./SmolLM2-135M --name smol   add a base model (Hugging Face layout, safetensors)
+  hone datasets upload chat.jsonl --name support  add a dataset
+  hone train config.yaml --follow                 train, with live progress
+  hone chat latest --compare                      talk to the result, next to the base model
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 invalid input, 5 server unreachable, 130 Ctrl-C";
+
+/// Fine-tune language models on your own machines.
+#[derive(Debug, Parser)]
+#[command(name = "hone", version, after_help = OVERVIEW, max_term_width = 110, arg_required_else_help = true)]
+#[command(disable_help_subcommand = true)]
+pub struct Cli {
+    /// Print JSON instead of tables (streams print one object per line)
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Print no progress
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+    /// Where `hone up` keeps its data, and where the other commands find the server's address and key
+    /// [default: ~/.local/share/hone]
+    #[arg(long, global = true, env = "HONE_DATA_DIR", value_name = "DIR", value_hint = ValueHint::DirPath, hide_env_values = true)]
+    pub data_dir: Option<PathBuf>,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Start everything on this machine: database, storage, API
+    Up(UpArgs),
+    /// Stop what `hone up` started; running jobs go on at the next `hone up`
+    Down,
+    /// Show what runs here
+    Status,
+    /// Check this machine, and say how to fix what is wrong
+    Doctor,
+    /// Base models: import, list
+    #[command(subcommand)]
+    Models(ModelsCommand),
+    /// Datasets: upload, validate, list
+    #[command(subcommand)]
+    Datasets(DatasetsCommand),
+    /// Create a training job from a configuration file
+    Train(TrainArgs),
+    /// Training jobs: list, watch, cancel, download
+    #[command(subcommand)]
+    Jobs(JobsCommand),
+    /// Print a completion script for your shell
+    Completions {
+        #[arg(value_enum)]
+        shell: Shell,
+    },
+}
+
+const UP: &str = "\
+Examples:
+  hone up                          on port 8700, data in ~/.local/share/hone, until Ctrl-C
+  hone up --detach                 in the background; `hone down` stops it
+  hone up --data-dir ./d --port 0  another place, any free port
+
+Environment:
+  DATABASE_URL          use this Postgres instead of starting one
+  S3_ENDPOINT, AWS_*    use this object store instead of the embedded one
+  MAX_CONCURRENT_JOBS   jobs that train at the same time (1)
+  HONE_POSTGRES_BIN     directory of the Postgres programs to use";
+
+#[derive(Debug, Args)]
+#[command(after_help = UP)]
+pub struct UpArgs {
+    /// Port of the API on 127.0.0.1; 0 takes any free one [default: the port of the last time, else 8700]
+    #[arg(long, value_name = "PORT")]
+    pub port: Option<u16>,
+    /// Return as soon as everything is healthy
+    #[arg(long)]
+    pub detach: bool,
+    /// Set by `--detach` for the process in the background
+    #[arg(long, hide = true)]
+    pub background: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ModelsCommand {
+    /// Add a base model from a directory in Hugging Face layout
+    #[command(
+        after_help = "Example:\n  hone models import ./SmolLM2-135M-Instruct --name smollm2-135m\n\nThe directory holds config.json, tokenizer.json and *.safetensors. Pickled weights (.bin, .pt) are refused."
+    )]
+    Import(ImportArgs),
+    /// List the base models
+    Ls,
+    /// Show one base model
+    Show { name: String },
+}
+
+#[derive(Debug, Args)]
+pub struct ImportArgs {
+    /// Directory with config.json, tokenizer.json and *.safetensors
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub path: PathBuf,
+    /// Name in the registry
+    #[arg(long)]
+    pub name: String,
+    /// Import the safetensors and leave pickled weights in the same directory behind
+    #[arg(long)]
+    pub skip_pickle: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum DatasetsCommand {
+    /// Upload and validate a dataset
+    #[command(
+        after_help = "Examples:\n  hone datasets upload train.jsonl --name support\n  hone datasets upload train.jsonl --validation heldout.jsonl --name support\n\nFormats: chat JSONL ({\"messages\": […]}), instruction JSONL ({\"instruction\", \"input\", \"output\"}), plain text."
+    )]
+    Upload(UploadArgs),
+    /// Check a file on this machine, without a server
+    Validate {
+        #[arg(value_hint = ValueHint::FilePath)]
+        file: PathBuf,
+    },
+    /// List the datasets
+    Ls,
+    /// Show one dataset
+    Show { name: String },
+    /// Print the first rows
+    Preview {
+        name: String,
+        /// Rows
+        #[arg(long, short = 'n', default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=100))]
+        limit: u16,
+        /// Which file
+        #[arg(long, value_enum, default_value_t = SplitArg::Train)]
+        split: SplitArg,
+    },
+    /// Delete a dataset
+    Rm { name: String },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum SplitArg {
+    Train,
+    Validation,
+}
+
+#[derive(Debug, Args)]
+pub struct UploadArgs {
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub file: PathBuf,
+    /// Name to train with
+    #[arg(long)]
+    pub name: String,
+    /// A file with held-out rows; without it training holds some rows back
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub validation: Option<PathBuf>,
+}
+
+const TRAIN: &str = "\
+Examples:
+  hone train config.yaml --follow
+  hone train config.yaml --set training.max_steps=10 --set lora.r=8
+
+A small configuration:
+  model: smollm2-135m
+  dataset: support
+  method: sft                       # sft | full | pretrain
+  lora: {r: 16, lora_alpha: 32}
+  training: {num_train_epochs: 1, learning_rate: 2.0e-4}";
+
+#[derive(Debug, Args)]
+#[command(after_help = TRAIN)]
+pub struct TrainArgs {
+    /// YAML (or JSON); `-` reads standard input
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub config: PathBuf,
+    /// Show live progress until the job ends
+    #[arg(long, short)]
+    pub follow: bool,
+    /// Change a value of the configuration
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Attempts before the job fails [default: 3]
+    #[arg(long, value_name = "N")]
+    pub max_attempts: Option<u32>,
+}
+
+const JOB_IDS: &str = "ID is a job's id, the beginning of one, or `latest`.";
+
+#[derive(Debug, Subcommand)]
+#[command(after_help = JOB_IDS)]
+pub enum JobsCommand {
+    /// List the jobs, newest first
+    Ls {
+        /// Only jobs in this state (running, succeeded, failed, …)
+        #[arg(long)]
+        state: Option<String>,
+        #[arg(long, short = 'n', default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=1000))]
+        limit: u16,
+    },
+    /// Show one job
+    #[command(after_help = JOB_IDS)]
+    Show {
+        id: String,
+        /// Live progress until it ends
+        #[arg(long, short)]
+        follow: bool,
+    },
+    /// Print what the trainer wrote
+    #[command(after_help = JOB_IDS)]
+    Logs {
+        id: String,
+        /// Go on until the job ends
+        #[arg(long, short)]
+        follow: bool,
+    },
+    /// Print losses and speed per step
+    #[command(after_help = JOB_IDS)]
+    Metrics {
+        id: String,
+        /// Only steps after this one
+        #[arg(long, value_name = "STEP")]
+        after: Option<u64>,
+    },
+    /// Stop a job for good
+    #[command(after_help = JOB_IDS)]
+    Cancel { id: String },
+    /// Stop a job at a checkpoint, to be resumed
+    #[command(after_help = JOB_IDS)]
+    Pause { id: String },
+    /// Go on with a paused job
+    #[command(after_help = JOB_IDS)]
+    Resume { id: String },
+    /// List what a job has made, or download it
+    #[command(
+        after_help = "Example:\n  hone jobs artifacts latest --download ./adapter\n\nThe files are what PEFT writes: PeftModel.from_pretrained(base, \"./adapter\")."
+    )]
+    Artifacts {
+        id: String,
+        /// Directory to write the files to; made when absent
+        #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+        download: Option<PathBuf>,
+    },
+}
+
+/// Writes the completion script to standard output.
+pub fn completions(shell: Shell) {
+    clap_complete::generate(shell, &mut Cli::command(), "hone", &mut std::io::stdout());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_grammar_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}
