@@ -32,6 +32,8 @@ pub const META_UPLOAD: &str = "upload";
 #[derive(Debug)]
 pub struct Gateway {
     pub store: Arc<dyn ObjectStore>,
+    /// How `store` is reached.
+    pub access: S3Access,
     pub buckets: Buckets,
     pub limits: Limits,
     pub tokens: TokenKey,
@@ -48,8 +50,8 @@ impl Gateway {
     pub async fn open(settings: &Settings) -> anyhow::Result<Arc<Self>> {
         let tokens = TokenKey::new(settings.signing_key.clone())?;
         let (access, embedded) = access(settings).await?;
-        let endpoint = access.endpoint.clone();
-        let store = S3Store::new(access).context("cannot set up TLS for the S3 client")?;
+        let endpoint = &access.endpoint;
+        let store = S3Store::new(access.clone()).context("cannot set up TLS for the S3 client")?;
         for bucket in settings.buckets.distinct() {
             store.ensure_bucket(bucket).await.with_context(|| {
                 format!("cannot use bucket `{bucket}` at {endpoint}; check S3_ENDPOINT, the AWS keys and their rights")
@@ -57,6 +59,7 @@ impl Gateway {
         }
         Ok(Arc::new(Self {
             store: Arc::new(store),
+            access,
             buckets: settings.buckets.clone(),
             limits: settings.limits,
             tokens,
@@ -103,8 +106,7 @@ impl Gateway {
         size: u64,
         sha256: &str,
     ) -> ApiResult<ObjectInfo> {
-        let metadata =
-            Metadata::from([(META_SHA256.into(), sha256.into()), (META_UPLOAD.into(), upload.to_string())]);
+        let metadata = Metadata::from([(META_SHA256.into(), sha256.into()), (META_UPLOAD.into(), upload.to_string())]);
         self.store.copy(staged, &self.place(key), size, &metadata).await.map_err(|e| store_failed(e, staged))?;
         self.discard(staged).await;
         Ok(ObjectInfo { key: key.to_string(), size, sha256: Some(sha256.into()), last_modified: None })

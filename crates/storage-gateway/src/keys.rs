@@ -172,7 +172,9 @@ impl Limits {
         let limit = self.of(kind);
         ApiError::new(
             Code::TooLarge,
-            format!("{what} may have {limit} bytes, this one has {size}; nothing was stored ({setting} sets the limit)"),
+            format!(
+                "{what} may have {limit} bytes, this one has {size}; nothing was stored ({setting} sets the limit)"
+            ),
         )
     }
 }
@@ -186,8 +188,24 @@ mod tests {
         let long = format!("jobs/{}", "x/".repeat(MAX_KEY));
         let segment = format!("jobs/{}", "x".repeat(256));
         for key in [
-            "", "/", "/etc/passwd", "..", "jobs/../models/a", "jobs/..", "../jobs/a", "jobs//a", "jobs/a/", "jobs/./a",
-            "jobs/a\nb", "jobs/\0", "jobs/\u{7f}", "_staging/a", "other/a", "jobs", long.as_str(), segment.as_str(),
+            "",
+            "/",
+            "/etc/passwd",
+            "..",
+            "jobs/../models/a",
+            "jobs/..",
+            "../jobs/a",
+            "jobs//a",
+            "jobs/a/",
+            "jobs/./a",
+            "jobs/a\nb",
+            "jobs/\0",
+            "jobs/\u{7f}",
+            "_staging/a",
+            "other/a",
+            "jobs",
+            long.as_str(),
+            segment.as_str(),
         ] {
             assert!(Key::parse(key).is_err(), "{key:?} was accepted");
         }

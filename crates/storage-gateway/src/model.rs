@@ -33,8 +33,7 @@ const TOKENIZER: &str = "tokenizer.json";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 
 /// Endings of formats that can run code when loaded, or usually do.
-const UNSAFE: [&str; 12] =
-    ["bin", "pt", "pth", "pkl", "pickle", "ckpt", "joblib", "dill", "npy", "npz", "h5", "keras"];
+const UNSAFE: [&str; 12] = ["bin", "pt", "pth", "pkl", "pickle", "ckpt", "joblib", "dill", "npy", "npz", "h5", "keras"];
 
 /// Describes the model below `prefix`, or answers `MODEL_CORRUPT` naming each bad file and why.
 pub async fn inspect(gateway: &Gateway, prefix: &str) -> ApiResult<ModelInfo> {
@@ -116,7 +115,9 @@ impl Model<'_> {
         let ending = |path: &str| path.rsplit_once('.').map(|(_, e)| e.to_ascii_lowercase()).unwrap_or_default();
         let unsafe_files = self.files.keys().filter(|path| UNSAFE.contains(&ending(path).as_str()));
         let defects: Vec<FieldError> = unsafe_files
-            .map(|path| FieldError::new(path, "files of this kind can run code when loaded; only safetensors are accepted"))
+            .map(|path| {
+                FieldError::new(path, "files of this kind can run code when loaded; only safetensors are accepted")
+            })
             .collect();
         self.defects.extend(defects);
     }

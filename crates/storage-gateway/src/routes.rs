@@ -37,13 +37,9 @@ const MAX_PREVIEW: usize = 100;
 pub fn configure(config: &mut web::ServiceConfig) {
     config
         .route("/uploads", web::post().to(open_upload))
-        .service(
-            web::resource("/uploads/{id}").route(web::get().to(get_upload)).route(web::delete().to(abort_upload)),
-        )
+        .service(web::resource("/uploads/{id}").route(web::get().to(get_upload)).route(web::delete().to(abort_upload)))
         .route("/uploads/{id}/complete", web::post().to(complete_upload))
-        .service(
-            web::resource("/objects").route(web::get().to(list_objects)).route(web::delete().to(delete_prefix)),
-        )
+        .service(web::resource("/objects").route(web::get().to(list_objects)).route(web::delete().to(delete_prefix)))
         .service(
             web::resource("/objects/{key:.*}")
                 .route(web::put().to(put_object))

@@ -42,6 +42,7 @@ where
     parsed.map_err(|e| read_failed(e, key))
 }
 
+#[derive(Debug)]
 enum Feed {
     Chunk(io::Result<Bytes>),
     /// Tells a complete object from a request that was dropped in the middle.
@@ -49,6 +50,7 @@ enum Feed {
 }
 
 /// Reads what the async side sends. For blocking threads only.
+#[derive(Debug)]
 pub struct ChannelReader {
     receiver: mpsc::Receiver<Feed>,
     chunk: Bytes,

@@ -42,7 +42,10 @@ impl Settings {
             },
             None => StoreSettings::Embedded {
                 data_dir: env
-                    .required("DATA_DIR", "name a directory for the embedded S3, or set S3_ENDPOINT to use another one")?
+                    .required(
+                        "DATA_DIR",
+                        "name a directory for the embedded S3, or set S3_ENDPOINT to use another one",
+                    )?
                     .into(),
                 listen: env.parse_or("S3_LISTEN", SocketAddr::from(([127, 0, 0, 1], 0)))?,
             },

@@ -48,7 +48,9 @@ pub async fn open(gateway: &Gateway, key: &Key, request: OpenUpload) -> ApiResul
 /// The parts that are still missing, with fresh URLs.
 pub async fn show(gateway: &Gateway, key: &Key, session: &Session, sealed: String) -> ApiResult<UploadSession> {
     let missing = match stored_parts(gateway, key, session).await {
-        Ok(stored) => session.parts().filter(|plan| stored.get(&plan.number).is_none_or(|p| p.size != plan.size)).collect(),
+        Ok(stored) => {
+            session.parts().filter(|plan| stored.get(&plan.number).is_none_or(|p| p.size != plan.size)).collect()
+        }
         Err(StoreError::NotFound { .. }) => {
             // No open upload, but perhaps one that is complete.
             if head(gateway, &gateway.staging(key, session.id)).await?.is_none()
@@ -152,12 +154,7 @@ async fn head(gateway: &Gateway, place: &Place) -> ApiResult<Option<crate::store
     }
 }
 
-async fn store_empty(
-    gateway: &Gateway,
-    key: &Key,
-    session: &Session,
-    expected: Option<&str>,
-) -> ApiResult<ObjectInfo> {
+async fn store_empty(gateway: &Gateway, key: &Key, session: &Session, expected: Option<&str>) -> ApiResult<ObjectInfo> {
     const EMPTY: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
     if let Some(expected) = expected.filter(|expected| *expected != EMPTY) {
         return Err(mismatch(key.as_str(), "sha256", expected, EMPTY));
@@ -200,10 +197,8 @@ async fn assemble(gateway: &Gateway, key: &Key, session: &Session, staged: &Plac
         Err(StoreError::NotFound { .. }) => return Ok(()),
         Err(e) => return Err(store_failed(e, key)),
     };
-    let parts: Vec<&Part> = session
-        .parts()
-        .filter_map(|plan| stored.get(&plan.number).filter(|part| part.size == plan.size))
-        .collect();
+    let parts: Vec<&Part> =
+        session.parts().filter_map(|plan| stored.get(&plan.number).filter(|part| part.size == plan.size)).collect();
     let planned = session.parts().count();
     if parts.len() != planned {
         let present: Vec<u32> = parts.iter().map(|part| part.number).collect();

@@ -260,7 +260,10 @@ mod tests {
     #[test]
     fn listings_are_in_key_order_although_directories_are_not() {
         let dir = tree(&["a/b/c", "a/b-c", "a/b.c", "a/b0", "z"]);
-        assert_eq!(names(&dir, "", "", 10), (["a/b-c", "a/b.c", "a/b/c", "a/b0", "z"].map(String::from).to_vec(), false));
+        assert_eq!(
+            names(&dir, "", "", 10),
+            (["a/b-c", "a/b.c", "a/b/c", "a/b0", "z"].map(String::from).to_vec(), false)
+        );
         assert_eq!(names(&dir, "a/b", "a/b.c", 1), (vec!["a/b/c".into()], true));
         assert_eq!(names(&dir, "a/b/", "", 10), (vec!["a/b/c".into()], false));
         assert_eq!(names(&dir, "no/such", "", 10), (vec![], false));

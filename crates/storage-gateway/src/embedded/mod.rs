@@ -54,9 +54,9 @@ impl EmbeddedS3 {
         let store = LocalS3::open(&root).with_context(|| format!("cannot open the store in {}", root.display()))?;
         let mut service = S3ServiceBuilder::new(store);
         service.set_auth(SimpleAuth::from_single(keys.access_key.as_str(), keys.secret_key.as_str()));
-        let listener = TcpListener::bind(listen)
-            .await
-            .with_context(|| format!("cannot listen on {listen}; choose another S3_LISTEN, port 0 takes any free one"))?;
+        let listener = TcpListener::bind(listen).await.with_context(|| {
+            format!("cannot listen on {listen}; choose another S3_LISTEN, port 0 takes any free one")
+        })?;
         let address = listener.local_addr()?;
         let server = tokio::spawn(serve(listener, service.build()));
         tracing::info!(%address, root = %root.display(), "embedded S3 is listening");

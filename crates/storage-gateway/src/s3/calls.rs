@@ -233,10 +233,9 @@ impl ObjectStore for S3Store {
         let op = "complete upload";
         let reply = self
             .call(op, REARRANGE, || {
-                let parts = parts.iter().map(|part| CompletedPart {
-                    e_tag: part.etag.clone(),
-                    part_number: Some(part.number.into()),
-                });
+                let parts = parts
+                    .iter()
+                    .map(|part| CompletedPart { e_tag: part.etag.clone(), part_number: Some(part.number.into()) });
                 self.client.complete_multipart_upload(CompleteMultipartUploadRequest {
                     bucket: at.bucket.clone(),
                     key: at.key.clone(),
