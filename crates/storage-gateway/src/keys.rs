@@ -82,6 +82,10 @@ fn check_characters(key: &str) -> ApiResult<()> {
     if key.split('/').any(|segment| segment.len() > 255) {
         return Err(refuse("…", "one of its segments has more than 255 bytes"));
     }
+    // What URL decoding puts in place of bytes that are no UTF-8.
+    if key.contains(char::REPLACEMENT_CHARACTER) {
+        return Err(refuse(key, "it is not valid UTF-8"));
+    }
     // XML, which S3 speaks, cannot carry these.
     if key.chars().any(|c| c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}')) {
         return Err(refuse(&key.escape_debug().to_string(), "it has control characters"));
@@ -90,10 +94,10 @@ fn check_characters(key: &str) -> ApiResult<()> {
 }
 
 fn root(key: &str) -> ApiResult<UploadKind> {
-    match key.split('/').next() {
-        Some("datasets") => Ok(UploadKind::Dataset),
-        Some("models") => Ok(UploadKind::Model),
-        Some("jobs") => Ok(UploadKind::Job),
+    match key.split_once('/') {
+        Some(("datasets", _)) => Ok(UploadKind::Dataset),
+        Some(("models", _)) => Ok(UploadKind::Model),
+        Some(("jobs", _)) => Ok(UploadKind::Job),
         _ => Err(refuse(key, "it must begin with datasets/, models/ or jobs/")),
     }
 }
@@ -201,6 +205,7 @@ mod tests {
             "jobs/a\nb",
             "jobs/\0",
             "jobs/\u{7f}",
+            "jobs/\u{fffd}",
             "_staging/a",
             "other/a",
             "jobs",
