@@ -1,13 +1,16 @@
 //! Settings, read once at start.
 
-use crate::db::DbConfig;
+use crate::{
+    db::DbConfig,
+    jobs::{launcher::subprocess::inheritable, policy::Policy},
+};
 use secrecy::{ExposeSecret, SecretString};
 use service::{
     Env, EnvError,
     server::ServerConfig,
     token::{TokenError, TokenKey},
 };
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
 /// Default size limit of a dataset: 500 MB.
 const DATASET_MAX_BYTES: u64 = 500 * 1000 * 1000;
@@ -37,6 +40,8 @@ pub enum TrainingMode {
         trainer: PathBuf,
         /// Supervisor records and trainer scratch.
         run_dir: PathBuf,
+        /// The part of our environment that trainers get.
+        inherited: BTreeMap<String, String>,
     },
     /// On a long-running `hone-trainer serve`.
     Http { url: String },
@@ -53,9 +58,7 @@ pub struct Config {
     /// API key of the user `local`, stored at start.
     pub bootstrap_key: Option<SecretString>,
     pub training: TrainingMode,
-    pub max_concurrent_jobs: usize,
-    pub lease: Duration,
-    pub heartbeat: Duration,
+    pub policy: Policy,
     /// Size limit of one dataset, all files together; the gateway has its own per file.
     pub dataset_max_bytes: u64,
 }
@@ -68,15 +71,6 @@ impl Config {
             "TOKEN_SIGNING_KEY",
             "give the same random text of 32 characters or more to backend and gateway",
         )?;
-        let lease = env.parse_or("LEASE_SECONDS", 45)?;
-        let heartbeat = env.parse_or("HEARTBEAT_SECONDS", 10)?;
-        if heartbeat == 0 || heartbeat >= lease {
-            return Err(invalid(env, "HEARTBEAT_SECONDS", heartbeat, "must be above 0 and below LEASE_SECONDS").into());
-        }
-        let max_concurrent_jobs = env.parse_or("MAX_CONCURRENT_JOBS", 1)?;
-        if max_concurrent_jobs == 0 {
-            return Err(invalid(env, "MAX_CONCURRENT_JOBS", 0, "must be at least 1").into());
-        }
         Ok(Self {
             server: ServerConfig::from_env("hone-backend", env, 8700)?,
             database: DbConfig::new(url.into()),
@@ -85,9 +79,7 @@ impl Config {
             token_key: TokenKey::new(signing).map_err(ConfigError::SigningKey)?,
             bootstrap_key: bootstrap_key(env)?,
             training: training_mode(env)?,
-            max_concurrent_jobs,
-            lease: Duration::from_secs(lease),
-            heartbeat: Duration::from_secs(heartbeat),
+            policy: Policy::from_env(env)?,
             dataset_max_bytes: env.parse_or("DATASET_MAX_BYTES", DATASET_MAX_BYTES)?,
         })
     }
@@ -106,11 +98,6 @@ impl Config {
     }
 }
 
-fn invalid(env: &Env, name: &str, value: u64, reason: &str) -> EnvError {
-    let value = env.get(name).map_or_else(|| value.to_string(), str::to_owned);
-    EnvError::Invalid { name: name.into(), value, reason: reason.into() }
-}
-
 fn bootstrap_key(env: &Env) -> Result<Option<SecretString>, ConfigError> {
     let key = env.secret("HONE_BOOTSTRAP_KEY")?;
     let strong = |k: &SecretString| k.expose_secret().strip_prefix(KEY_PREFIX).is_some_and(|rest| rest.len() >= 32);
@@ -125,7 +112,7 @@ fn training_mode(env: &Env) -> Result<TrainingMode, ConfigError> {
         "subprocess" => {
             let run_dir = env.required("RUN_DIR", "give a directory that survives a restart, for running trainers")?;
             let trainer = env.get("TRAINER_BIN").map_or_else(default_trainer, PathBuf::from);
-            Ok(TrainingMode::Subprocess { trainer, run_dir: run_dir.into() })
+            Ok(TrainingMode::Subprocess { trainer, run_dir: run_dir.into(), inherited: inheritable(env) })
         }
         "http" => {
             let url = env.required("TRAINER_SERVICE_URL", "give the URL of a running `hone-trainer serve`")?;
@@ -193,7 +180,7 @@ mod tests {
         );
         assert_eq!(
             error(&[("HEARTBEAT_SECONDS", "60")]),
-            "HEARTBEAT_SECONDS is set to `60`, which is not valid: must be above 0 and below LEASE_SECONDS"
+            "HEARTBEAT_SECONDS is set to `60`, which is not valid: it must be at least 1 and at most half of LEASE_SECONDS"
         );
     }
 }

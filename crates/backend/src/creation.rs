@@ -3,6 +3,7 @@
 use crate::{
     db::Conn,
     error::{Error, Result},
+    jobs::control,
     state::AppState,
     store::{
         Dataset, Job, Model,
@@ -67,6 +68,7 @@ async fn insert(conn: &mut Conn, user: UserId, config: TrainingConfig, max_attem
     let model = ModelSpec { name: model.name, revision: model.revision, prefix, files: model.files.0 };
     let new = NewJob { name, config, spec: SpecSnapshot { model, dataset }, max_attempts };
     let id = new.insert(conn, user).await?;
+    control::submit(conn, id).await?;
     Job::find(conn, id).await?.try_into()
 }
 

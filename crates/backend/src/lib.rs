@@ -24,6 +24,7 @@ use config::Config;
 use db::{Db, Direction};
 use futures::FutureExt;
 use gateway::Gateway;
+use jobs::Jobs;
 use service::{Env, server, telemetry};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
@@ -51,11 +52,16 @@ pub async fn run(env: Env) -> anyhow::Result<()> {
     }
     let stop = CancellationToken::new();
     let sweeper = tokio::spawn(sweep::run(state.clone(), stop.clone()));
-    let shared = state.clone();
-    let routes = move |config: &mut web::ServiceConfig| api::configure(config, &shared);
+    let jobs = Jobs::start(&state, &stop)?;
+    let (shared, job_routes) = (state.clone(), jobs.routes());
+    let routes = move |config: &mut web::ServiceConfig| {
+        api::configure(config, &shared);
+        config.configure(&job_routes);
+    };
     server::serve(state.config.server.clone(), listener, telemetry.metrics.clone(), readiness(&state), routes).await?;
     stop.cancel();
     sweeper.await?;
+    jobs.finish().await;
     Ok(())
 }
 

@@ -1,4 +1,8 @@
 //! The job machinery: state transitions, callbacks, launchers, reconcilers, live streams.
+//!
+//! A job moves in one way only: [`decide`] says what to do, [`reconciler`] does it, [`transition`] writes it
+//! down guarded by the table in [`state`]. Trainers report through [`ingest`], users ask through [`control`],
+//! and everybody watches through [`stream`].
 
 pub mod control;
 pub mod decide;
@@ -7,8 +11,72 @@ pub mod ingest;
 pub mod launcher;
 pub mod policy;
 pub mod progress;
+pub mod reconciler;
+pub mod routes;
 pub mod rows;
 pub mod state;
+pub mod stream;
 pub mod supervisor;
 pub mod transition;
 pub mod verdict;
+
+use crate::{AppState, config::TrainingMode};
+use actix_web::web;
+use anyhow::Context;
+use launcher::{
+    Launcher,
+    http::Http,
+    subprocess::{Subprocess, SubprocessConfig},
+};
+use policy::Policy;
+use reconciler::{Hints, Reconciler};
+use std::{sync::Arc, time::Duration};
+use stream::hub::{self, Hub};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// The running machinery.
+#[derive(Debug)]
+pub struct Jobs {
+    policy: Policy,
+    hub: Arc<Hub>,
+    tasks: JoinSet<()>,
+}
+
+impl Jobs {
+    /// Starts the reconciler and the listener on the current runtime; they end with `stop`.
+    pub fn start(state: &AppState, stop: &CancellationToken) -> anyhow::Result<Self> {
+        let policy = state.config.policy;
+        let launcher: Arc<dyn Launcher> = match &state.config.training {
+            TrainingMode::Subprocess { trainer, run_dir, inherited } => Arc::new(Subprocess::new(SubprocessConfig {
+                trainer: trainer.clone(),
+                arguments: vec!["run".into()],
+                supervisor: supervisor::own_program(),
+                run_dir: run_dir.clone(),
+                inherited: inherited.clone(),
+            })?),
+            TrainingMode::Http { url } => Arc::new(Http::new(url).context("cannot use TRAINER_SERVICE_URL")?),
+        };
+        let (hub, hints) = (Arc::new(Hub::default()), Arc::new(Hints::default()));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(hub::listen(state.db.clone(), Arc::clone(&hub), Arc::clone(&hints), stop.clone()));
+        tasks.spawn(Reconciler::new(state.clone(), policy, launcher, hints).run(stop.clone()));
+        Ok(Self { policy, hub, tasks })
+    }
+
+    /// The routes of the machinery, for every HTTP worker.
+    pub fn routes(&self) -> impl Fn(&mut web::ServiceConfig) + Clone + Send + 'static {
+        let (policy, hub) = (web::Data::new(self.policy), web::Data::from(Arc::clone(&self.hub)));
+        move |config| {
+            config.app_data(policy.clone()).app_data(hub.clone()).configure(routes::configure);
+        }
+    }
+
+    /// Waits for the tasks after `stop`. Trainers go on without a backend.
+    pub async fn finish(mut self) {
+        let all = async { while self.tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(Duration::from_secs(5), all).await.is_err() {
+            tracing::warn!("the reconciler did not stop in time");
+        }
+    }
+}

@@ -12,7 +12,7 @@ use crate::{
     db::{Conn, Db},
     error::{Error, Result},
 };
-use actix_web::{HttpRequest, HttpResponse, web};
+use actix_web::{HttpRequest, web};
 use apply::Applied;
 use bytes::BytesMut;
 use diesel::sql_types::{BigInt, Integer, Jsonb, Nullable, Text, Uuid as SqlUuid};
@@ -37,22 +37,22 @@ const KEPT_BYTES: usize = 8 << 10;
 const BODY_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Takes a batch of events from a trainer.
-pub async fn report_events(
-    req: HttpRequest,
-    id: web::Path<JobId>,
+pub async fn callback(
+    req: &HttpRequest,
+    job: JobId,
     payload: web::Payload,
-    state: web::Data<AppState>,
-    policy: web::Data<Policy>,
-) -> Result<HttpResponse> {
+    state: &AppState,
+    policy: &Policy,
+) -> Result<CallbackReply> {
     let started = Instant::now();
-    let grant = authorise(&req, *id, &state)?;
+    let grant = authorise(req, job, state)?;
     let result = match read(payload).await {
         Ok(body) => receive(&state.db, &grant, &body, policy.lease).await,
         Err(Unread { seen, reason }) => Err(refuse_body(&state.db, &grant, &seen, reason).await?),
     };
     let outcome = if result.is_ok() { "accepted" } else { "refused" };
     metrics::histogram!("callback_duration_seconds", "outcome" => outcome).record(started.elapsed().as_secs_f64());
-    result.map(|reply| HttpResponse::Ok().json(reply))
+    result
 }
 
 /// The token must name this job; whether its attempt is still the current one, the row says.
@@ -171,7 +171,7 @@ pub async fn bury(conn: &mut Conn, whose: Identity, rejected: &[Rejected]) -> Re
         .bind::<Integer, _>(whose.attempt)
         .bind::<Nullable<BigInt>, _>(letter.seq)
         .bind::<Text, _>(&letter.reason)
-        .bind::<Jsonb, _>(&letter.body as &Value)
+        .bind::<Jsonb, &Value>(&letter.body)
         .bind::<BigInt, _>(MAX_DEAD_LETTERS)
         .execute(conn)
         .await?;

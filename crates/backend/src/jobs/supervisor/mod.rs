@@ -165,9 +165,13 @@ fn start(args: &Arguments, record: &mut Record) -> io::Result<std::process::Chil
 
 fn run(args: &Arguments, mut child: std::process::Child, ooms: u64) -> io::Result<ExitRecord> {
     let log = Arc::new(BoundedLog::open(&args.record));
-    let pipes: [Option<Box<dyn Read + Send>>; 2] =
-        [child.stdout.take().map(|p| Box::new(p) as _), child.stderr.take().map(|p| Box::new(p) as _)];
-    let copies: Vec<_> = pipes.into_iter().flatten().map(|pipe| copy(pipe, Arc::clone(&log))).collect();
+    let copies: Vec<_> = [
+        child.stdout.take().map(|pipe| copy(pipe, Arc::clone(&log))),
+        child.stderr.take().map(|pipe| copy(pipe, Arc::clone(&log))),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
     let status = child.wait()?;
     end_stragglers();
     // A grandchild that left the group may hold a pipe open; it must not hold up the exit record.
@@ -179,7 +183,7 @@ fn run(args: &Arguments, mut child: std::process::Child, ooms: u64) -> io::Resul
 }
 
 /// Drains `pipe` to its end, also when the log cannot be written: a full disk must not stop the trainer.
-fn copy(mut pipe: Box<dyn Read + Send>, log: Arc<BoundedLog>) -> thread::JoinHandle<()> {
+fn copy(mut pipe: impl Read + Send + 'static, log: Arc<BoundedLog>) -> thread::JoinHandle<()> {
     thread::spawn(move || {
         let mut buffer = vec![0; 16 << 10];
         loop {

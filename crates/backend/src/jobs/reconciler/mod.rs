@@ -1,0 +1,248 @@
+//! The reconciler: reads what jobs should be, observes what is, and acts, again and again.
+//!
+//! It is level-triggered: notifications only make it look sooner, and a missed one costs a tick. It holds no
+//! transaction while it talks to the outside. Two backends may run it: dispatch skips locked rows, every
+//! other write is guarded by state, attempt and epoch, and every outside action is idempotent.
+
+mod act;
+mod collect;
+mod sweep;
+
+use super::{
+    decide::{Action, Observed, Runtime, decide},
+    launcher::Launcher,
+    policy::Policy,
+    rows::Situation,
+    state::has_runtime,
+};
+use crate::{AppState, error::Result, schema::training_jobs};
+use diesel::{dsl::sql, prelude::*, sql_types::Bool};
+use diesel_async::RunQueryDsl;
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+use tokio::{sync::Notify, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+use wire::{JobId, JobState};
+
+/// Jobs attended to at the same time.
+const WORKERS: usize = 32;
+/// Longest time one job is attended to before the others' state is read again.
+const SHIFT: Duration = Duration::from_secs(20);
+/// Between two looks at a runtime that is being stopped.
+const STOP_POLL: Duration = Duration::from_millis(50);
+/// Passes between two sweeps of what ended attempts left behind.
+const SWEEP_EVERY: u64 = 3;
+
+/// Wakes the reconciler, in whole or for one job.
+#[derive(Debug, Default)]
+pub struct Hints {
+    any: Notify,
+    busy: Mutex<HashMap<JobId, Arc<Notify>>>,
+}
+
+impl Hints {
+    /// Something about `job` changed.
+    pub fn job(&self, job: JobId) {
+        if let Some(attendant) = self.busy().get(&job) {
+            attendant.notify_one();
+        }
+        self.any.notify_one();
+    }
+
+    pub fn all(&self) {
+        self.any.notify_one();
+    }
+
+    fn busy(&self) -> MutexGuard<'_, HashMap<JobId, Arc<Notify>>> {
+        self.busy.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// None when somebody attends to the job already.
+    fn take(self: &Arc<Self>, job: JobId) -> Option<Shift> {
+        let mut busy = self.busy();
+        if busy.contains_key(&job) || busy.len() >= WORKERS {
+            return None;
+        }
+        let changed = Arc::new(Notify::new());
+        busy.insert(job, Arc::clone(&changed));
+        Some(Shift { hints: Arc::clone(self), job, changed })
+    }
+}
+
+/// Marks a job as attended to until dropped.
+#[derive(Debug)]
+struct Shift {
+    hints: Arc<Hints>,
+    job: JobId,
+    /// Notified when the job changed under our hands.
+    changed: Arc<Notify>,
+}
+
+impl Drop for Shift {
+    fn drop(&mut self) {
+        self.hints.busy().remove(&self.job);
+    }
+}
+
+#[derive(Debug)]
+pub struct Reconciler {
+    state: AppState,
+    policy: Policy,
+    launcher: Arc<dyn Launcher>,
+    hints: Arc<Hints>,
+    /// When leases became trustworthy: our start, or the end of the last database outage.
+    reachable_since: Mutex<Instant>,
+}
+
+/// What to do after an action.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    /// Look again at once.
+    Again,
+    /// Nothing to gain before the next tick.
+    Rest,
+}
+
+impl Reconciler {
+    #[must_use]
+    pub fn new(state: AppState, policy: Policy, launcher: Arc<dyn Launcher>, hints: Arc<Hints>) -> Arc<Self> {
+        Arc::new(Self { state, policy, launcher, hints, reachable_since: Mutex::new(Instant::now()) })
+    }
+
+    /// Runs until `stop`; attempts go on without it.
+    pub async fn run(self: Arc<Self>, stop: CancellationToken) {
+        let mut shifts = JoinSet::new();
+        let mut passes: u64 = 0;
+        loop {
+            match self.pass(&mut shifts).await {
+                Ok(()) => {}
+                Err(error) => {
+                    // Heartbeats could not be stored either, so no lease may be judged for a while.
+                    self.distrust_leases();
+                    tracing::warn!(error = %service::error::chain(&error), "cannot read the jobs, trying again");
+                }
+            }
+            if passes.is_multiple_of(SWEEP_EVERY) {
+                self.sweep().await;
+            }
+            passes = passes.wrapping_add(1);
+            while shifts.try_join_next().is_some() {}
+            tokio::select! {
+                () = tokio::time::sleep(self.policy.tick) => {}
+                () = self.hints.any.notified() => {}
+                () = stop.cancelled() => break,
+            }
+        }
+        shifts.shutdown().await;
+    }
+
+    fn distrust_leases(&self) {
+        *self.reachable_since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    fn sweeper_armed(&self) -> bool {
+        self.reachable_since.lock().unwrap_or_else(PoisonError::into_inner).elapsed() >= self.policy.lease
+    }
+
+    async fn pass(self: &Arc<Self>, shifts: &mut JoinSet<()>) -> Result<()> {
+        let work = self.state.db.system(async |conn| {
+            let due = sql::<Bool>("(state <> 'retry_wait' OR retry_at IS NULL OR retry_at <= now())");
+            let states = JobState::ALL.map(|s| (s, s.as_str()));
+            let wanted = |s: JobState| has_runtime(s) || s == JobState::Queued || s == JobState::RetryWait;
+            let wanted: Vec<&str> = states.into_iter().filter(|(s, _)| wanted(*s)).map(|(_, name)| name).collect();
+            let rows = training_jobs::table
+                .filter(training_jobs::state.eq_any(wanted))
+                .filter(due)
+                .order(training_jobs::created_at)
+                .select((training_jobs::id, training_jobs::state));
+            Ok(rows.load::<(Uuid, String)>(conn).await?)
+        });
+        let work = work.await?;
+        let count = |wanted: &dyn Fn(JobState) -> bool| {
+            let jobs = work.iter().filter_map(|(_, s)| s.parse().ok()).filter(|s| wanted(*s)).count();
+            u32::try_from(jobs).unwrap_or(u32::MAX)
+        };
+        let active = count(&has_runtime);
+        let queued = count(&|s| s == JobState::Queued);
+        metrics::gauge!("active_training_jobs").set(f64::from(active));
+        metrics::gauge!("queued_training_jobs").set(f64::from(queued));
+        let mut fresh = Vec::new();
+        if queued > 0 {
+            while let Some(job) = self.dispatch().await? {
+                fresh.push(job);
+            }
+        }
+        let due = work.into_iter().filter(|(_, state)| state != JobState::Queued.as_str()).map(|(id, _)| JobId(id));
+        for job in fresh.into_iter().chain(due) {
+            let Some(shift) = self.hints.take(job) else { continue };
+            let me = Arc::clone(self);
+            shifts.spawn(async move {
+                if let Err(error) = me.attend(&shift).await {
+                    tracing::warn!(job.id = %shift.job, error = %service::error::chain(&error), "cannot attend to the job now");
+                }
+            });
+        }
+        Ok(())
+    }
+
+    /// Decides and acts until there is nothing to do for this job.
+    async fn attend(&self, shift: &Shift) -> Result<()> {
+        let until = Instant::now() + SHIFT;
+        let mut seen: Option<(u32, Observed)> = None;
+        while Instant::now() < until {
+            let job = shift.job;
+            let Some(at) = self.state.db.system(async move |conn| Situation::load(conn, job).await).await? else {
+                return Ok(());
+            };
+            // An observation is good for the attempt it was made of.
+            let mut observed = match seen.take() {
+                Some((attempt, observed)) if attempt == at.snapshot.attempt => observed,
+                _ => self.observe(&at).await,
+            };
+            let actions = decide(&at.snapshot, &observed, at.now, &self.policy);
+            if actions.is_empty() {
+                return Ok(());
+            }
+            for action in actions {
+                if self.perform(&at, action, &mut observed, shift).await? == Next::Rest {
+                    return Ok(());
+                }
+            }
+            seen = Some((at.snapshot.attempt, observed));
+        }
+        Ok(())
+    }
+
+    async fn observe(&self, at: &Situation) -> Observed {
+        let runtime = match &at.attempt {
+            Some(attempt) => self.launcher.observe(&attempt.handle()).await,
+            None => Runtime::NotStarted,
+        };
+        Observed {
+            runtime,
+            events_collected: false,
+            verification: None,
+            // Queued jobs are dispatched by the pass, which counts all jobs at once.
+            capacity: false,
+            sweeper_armed: self.sweeper_armed(),
+            jitter: rand::random(),
+        }
+    }
+
+    async fn perform(&self, at: &Situation, action: Action, seen: &mut Observed, shift: &Shift) -> Result<Next> {
+        match action {
+            Action::Dispatch => Ok(Next::Rest),
+            Action::Requeue => self.requeue(at).await,
+            Action::Launch => self.launch(at, seen).await,
+            Action::Fence(failure) => self.fence(at, failure).await,
+            Action::Stop { grace } => self.stop(at, grace, seen).await,
+            Action::CollectEvents => self.collect(at, seen).await,
+            Action::Verify => self.verify(at, seen, shift).await,
+            Action::Settle(settlement) => self.settle(at, settlement).await,
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! One LISTEN connection for the whole process, fanned out by job.
+
+use crate::{db::Db, jobs::reconciler::Hints};
+use futures::{StreamExt, stream};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use tokio::sync::watch;
+use tokio_postgres::{AsyncMessage, NoTls};
+use tokio_util::sync::CancellationToken;
+use wire::JobId;
+
+/// State changes of jobs.
+const JOBS: &str = "hone_jobs";
+/// New rows in the event log.
+const EVENTS: &str = "hone_job_events";
+/// Between two attempts to connect.
+const RETRY: Duration = Duration::from_secs(1);
+/// A silent connection is checked this often.
+const PROBE: Duration = Duration::from_secs(30);
+
+/// Tells readers of a job's log that there is more.
+#[derive(Debug, Default)]
+pub struct Hub {
+    jobs: Mutex<HashMap<JobId, watch::Sender<()>>>,
+}
+
+impl Hub {
+    /// Changes whenever the job's log may have grown.
+    #[must_use]
+    pub fn subscribe(&self, job: JobId) -> watch::Receiver<()> {
+        let mut jobs = self.jobs();
+        jobs.retain(|_, sender| !sender.is_closed());
+        jobs.entry(job).or_insert_with(|| watch::Sender::new(())).subscribe()
+    }
+
+    fn wake(&self, job: JobId) {
+        if let Some(sender) = self.jobs().get(&job) {
+            sender.send_replace(());
+        }
+    }
+
+    fn wake_all(&self) {
+        for sender in self.jobs().values() {
+            sender.send_replace(());
+        }
+    }
+
+    fn jobs(&self) -> MutexGuard<'_, HashMap<JobId, watch::Sender<()>>> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Listens until `stop`, reconnecting as long as it takes.
+pub async fn listen(db: Db, hub: Arc<Hub>, hints: Arc<Hints>, stop: CancellationToken) {
+    loop {
+        let result = tokio::select! {
+            result = connection(&db, &hub, &hints) => result,
+            () = stop.cancelled() => return,
+        };
+        if let Err(error) = result {
+            tracing::warn!(%error, "lost the connection for notifications; polling until it is back");
+        }
+        tokio::select! {
+            () = tokio::time::sleep(RETRY) => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+async fn connection(db: &Db, hub: &Hub, hints: &Hints) -> Result<(), tokio_postgres::Error> {
+    let (client, mut connection) = db.postgres().connect(NoTls).await?;
+    let mut messages = stream::poll_fn(move |context| connection.poll_message(context));
+    let listen = format!("LISTEN {JOBS}; LISTEN {EVENTS}");
+    let mut ready = std::pin::pin!(client.batch_execute(&listen));
+    let mut listening = false;
+    loop {
+        tokio::select! {
+            done = &mut ready, if !listening => {
+                done?;
+                listening = true;
+                // Whatever happened while nobody listened.
+                hub.wake_all();
+                hints.all();
+            }
+            message = messages.next() => match message {
+                Some(Ok(AsyncMessage::Notification(n))) => {
+                    let Ok(job) = n.payload().parse() else { continue };
+                    hub.wake(job);
+                    if n.channel() == JOBS {
+                        hints.job(job);
+                    }
+                }
+                Some(Ok(_)) => {}
+                Some(Err(error)) => return Err(error),
+                None => return Ok(()),
+            },
+            () = tokio::time::sleep(PROBE), if listening => {
+                // Fails, or never comes back, when the other side is gone without a word.
+                let probe = client.batch_execute("SELECT 1");
+                let mut probe = std::pin::pin!(probe);
+                let deadline = tokio::time::sleep(Duration::from_secs(10));
+                let mut deadline = std::pin::pin!(deadline);
+                loop {
+                    tokio::select! {
+                        done = &mut probe => { done?; break }
+                        message = messages.next() => match message {
+                            Some(Ok(_)) => { hub.wake_all(); hints.all(); }
+                            Some(Err(error)) => return Err(error),
+                            None => return Ok(()),
+                        },
+                        () = &mut deadline => return Ok(()),
+                    }
+                }
+            }
+        }
+    }
+}
