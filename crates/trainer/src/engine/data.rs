@@ -157,6 +157,15 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// One sequence without targets.
+    ///
+    /// # Errors
+    /// Internal: no tokens.
+    pub fn of(tokens: Vec<u32>) -> Result<Self, TrainError> {
+        let segments = Segments::from_lengths(&[tokens.len()])?;
+        Ok(Self { targets: vec![IGNORE; tokens.len()], positions: segments.positions(), segments, tokens })
+    }
+
     /// Number of tokens that carry loss.
     #[must_use]
     pub fn target_count(&self) -> usize {

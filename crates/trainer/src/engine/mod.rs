@@ -98,3 +98,22 @@ pub fn train(setup: &Setup, observer: &mut dyn Observer) -> Result<Outcome, Trai
     // On a thread of the pool, so that the loop's own work runs beside the others' and not instead of it.
     pool.install(|| recipe::run(setup, observer))
 }
+
+/// Logits of a text, `{"logits": (T, V), "input_ids": (T)}`, for comparison with a reference.
+///
+/// # Errors
+/// Unusable model or adapter files, or a text without tokens.
+pub fn dump_logits(model_dir: &Path, adapter: Option<&Path>, text: &str) -> Result<files::Tensors, TrainError> {
+    let encoder =
+        dataset::Encoder::load(model_dir, usize::MAX).map_err(|e| TrainError::model(e.to_string()).caused_by(e))?;
+    let tokens = encoder.tokenizer().encode(text, false).map_err(TrainError::config)?;
+    let options = model::BuildOptions { train_weights: false, random: None, max_positions: tokens.len() };
+    let mut model = model::load(model_dir, options)?;
+    if let Some(dir) = adapter {
+        lora::load(model.as_mut(), dir)?;
+    }
+    let ids: Vec<i64> = tokens.iter().map(|t| i64::from(*t)).collect();
+    let input_ids = candle_core::Tensor::from_vec(ids, tokens.len(), &candle_core::Device::Cpu)?;
+    let logits = step::logits(model.as_ref(), &data::Batch::of(tokens)?)?;
+    Ok(files::Tensors::from([("logits".to_owned(), logits), ("input_ids".to_owned(), input_ids)]))
+}

@@ -1,9 +1,6 @@
 //! Whole runs of the engine on a tiny model.
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, clippy::expect_used, reason = "tests fail loudly")]
 
-mod engine_support;
-
-use engine_support::{Memory, config, model_dir, setup};
+use crate::support::{Memory, config, model_dir, setup};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use std::{fs, path::Path};
@@ -303,7 +300,7 @@ fn unusable_models_are_refused_with_the_reason() {
     let dir = tempfile::tempdir().unwrap();
     let refuse = |extra: serde_json::Value, want: &str| {
         let model = model_dir(dir.path(), json!({}));
-        fs::write(model.join("config.json"), engine_support::config_json(extra).to_string()).unwrap();
+        fs::write(model.join("config.json"), crate::support::config_json(extra).to_string()).unwrap();
         let error = failure(&setup(dir.path(), &model, config(Method::Sft)));
         assert_eq!(error.code, FailureCode::ModelCorrupt);
         assert!(error.message.contains(want), "{error}");

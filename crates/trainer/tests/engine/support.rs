@@ -1,9 +1,7 @@
 //! A tiny Llama with a byte-level tokenizer, a small dataset, and an observer that remembers.
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "test support fails loudly")]
 
 use serde_json::json;
 use std::{
-    cell::Cell,
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
@@ -127,13 +125,15 @@ pub fn setup(dir: &Path, model_dir: &Path, config: TrainingConfig) -> Setup {
     }
 }
 
-/// Remembers what it heard and answers [`Control`] from a script: the answer after step `n`.
+/// Remembers what it heard and answers [`Control`] from a script: once step `n` is done, and never before
+/// the plan is known.
 #[derive(Debug, Default)]
 pub struct Memory {
     pub events: Vec<EventKind>,
     pub checkpoints: Vec<(u64, PathBuf)>,
     pub stop_after: Option<(u64, Control)>,
-    step: Cell<u64>,
+    /// Steps done; `None` before the plan.
+    step: Option<u64>,
 }
 
 impl Memory {
@@ -153,8 +153,10 @@ impl Memory {
 
 impl Observer for Memory {
     fn event(&mut self, kind: EventKind) {
-        if let EventKind::Metrics { step, .. } = &kind {
-            self.step.set(*step);
+        match &kind {
+            EventKind::Plan { .. } => self.step = Some(0),
+            EventKind::Metrics { step, .. } => self.step = Some(*step),
+            _ => {}
         }
         self.events.push(kind);
     }
@@ -166,7 +168,7 @@ impl Observer for Memory {
 
     fn control(&self) -> Control {
         match self.stop_after {
-            Some((step, control)) if self.step.get() >= step => control,
+            Some((step, control)) if self.step.is_some_and(|done| done >= step) => control,
             _ => Control::Continue,
         }
     }

@@ -1,0 +1,8 @@
+//! The engine from outside: whole runs, the model's numbers, and the reference runs.
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, clippy::as_conversions, reason = "tests fail loudly")]
+#![expect(clippy::print_stdout, reason = "measured differences are worth seeing with --nocapture")]
+
+mod model;
+mod ref_lora;
+mod support;
+mod train;
