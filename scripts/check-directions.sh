@@ -4,43 +4,38 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 failed=0
 
-# forbid CRATE DEPENDENCY REASON: DEPENDENCY must not be linked into CRATE.
+# forbid CRATE REASON DEPENDENCY…: none of them may be linked into CRATE or run at its build.
 forbid() {
-  # cargo tree fails when the dependency is nowhere in the tree, which is what we want.
-  local tree
-  tree=$(cargo tree --locked --package "$1" --edges normal,build --invert "$2" 2>/dev/null) || return 0
-  # Without the package in the selection it prints nothing, or only the package itself.
-  [ "$(grep -c . <<<"$tree")" -gt 1 ] || return 0
-  printf '%s links %s: %s\n%s\n\n' "$1" "$2" "$3" "$tree" >&2
-  failed=1
+  local crate=$1 reason=$2 dependency linked
+  shift 2
+  linked=" $(cargo tree --locked --package "$crate" --edges normal,build --prefix none --format '{p}' | cut -d ' ' -f 1 | sort -u | tr '\n' ' ') "
+  for dependency in "$@"; do
+    if [[ $linked == *" $dependency "* ]]; then
+      printf '%s links %s: %s\n' "$crate" "$dependency" "$reason" >&2
+      cargo tree --locked --package "$crate" --edges normal,build --invert "$dependency" >&2
+      failed=1
+    fi
+  done
 }
 
-services=(backend storage-gateway trainer)
-for a in "${services[@]}" cli; do
-  for b in "${services[@]}" cli; do
-    [ "$a" = "$b" ] || forbid "$a" "$b" "services talk only via HTTP and S3"
-  done
-done
-for crate in trainer storage-gateway cli kernels dataset wire service; do
-  forbid "$crate" diesel "only the backend has a database"
-  forbid "$crate" tokio-postgres "only the backend has a database"
-done
-for crate in backend trainer cli kernels dataset wire service; do
-  forbid "$crate" rusoto_core "only the gateway touches S3"
-  forbid "$crate" rusoto_s3 "only the gateway touches S3"
-done
-for crate in backend storage-gateway cli wire service; do
-  forbid "$crate" candle-core "only the trainer computes"
-  forbid "$crate" kernels "only the trainer computes"
-done
-for crate in wire service dataset kernels; do
-  for b in "${services[@]}" cli testkit; do
-    forbid "$crate" "$b" "libraries know nothing of services"
-  done
-done
-forbid wire actix-web "the contract does no I/O"
-forbid wire reqwest "the contract does no I/O"
-for crate in "${services[@]}" cli; do
-  forbid "$crate" testkit "test support is for tests"
-done
+database=(diesel diesel-async tokio-postgres)
+s3=(rusoto_core rusoto_s3 s3s)
+compute=(candle-core candle-nn kernels)
+
+forbid backend "services talk only via HTTP and S3; it leaves S3 to the gateway and computing to the trainer" \
+  storage-gateway trainer cli testkit "${s3[@]}" "${compute[@]}"
+forbid storage-gateway "services talk only via HTTP and S3; it has no database and computes nothing" \
+  backend trainer cli testkit "${database[@]}" "${compute[@]}"
+forbid trainer "services talk only via HTTP and S3; it has no database and no S3 keys" \
+  backend storage-gateway cli testkit "${database[@]}" "${s3[@]}"
+forbid cli "it starts the services as child processes and talks to them over HTTP" \
+  backend storage-gateway trainer testkit "${database[@]}" "${s3[@]}" "${compute[@]}"
+forbid wire "the contract is data: no I/O, no services" \
+  service dataset backend storage-gateway trainer cli testkit actix-web reqwest tokio "${database[@]}" "${s3[@]}" "${compute[@]}"
+forbid service "plumbing knows nothing of services, datasets or models" \
+  dataset backend storage-gateway trainer cli testkit "${database[@]}" "${s3[@]}" "${compute[@]}"
+forbid dataset "a library knows nothing of services" \
+  service backend storage-gateway trainer cli testkit "${database[@]}" "${s3[@]}" "${compute[@]}"
+forbid kernels "a library knows nothing of services" \
+  wire service dataset backend storage-gateway trainer cli testkit "${database[@]}" "${s3[@]}"
 exit "$failed"
