@@ -54,6 +54,8 @@ pub enum Command {
     /// Training jobs: list, watch, cancel, download
     #[command(subcommand)]
     Jobs(JobsCommand),
+    /// Talk to what a job has trained
+    Chat(ChatArgs),
     /// Print a completion script for your shell
     Completions {
         #[arg(value_enum)]
@@ -246,6 +248,37 @@ pub enum JobsCommand {
         #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
         download: Option<PathBuf>,
     },
+}
+
+const CHAT: &str = "\
+Examples:
+  hone chat latest                                   a conversation
+  hone chat latest --prompt 'define: serendipity'    one answer
+  hone chat latest --compare --prompt 'hello'        base and tuned model side by side";
+
+#[derive(Debug, Args)]
+#[command(after_help = CHAT)]
+pub struct ChatArgs {
+    /// A job's id, the beginning of one, or `latest`
+    pub job: String,
+    /// Answer this and end
+    #[arg(long, short)]
+    pub prompt: Option<String>,
+    /// Also show what the base model says
+    #[arg(long)]
+    pub compare: bool,
+    /// What the model is told to be
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    #[arg(long, default_value_t = 128)]
+    pub max_tokens: u32,
+    /// 0 always takes the likeliest token
+    #[arg(long, default_value_t = 0.7)]
+    pub temperature: f64,
+    #[arg(long, default_value_t = 0.95)]
+    pub top_p: f64,
+    #[arg(long, default_value_t = 42)]
+    pub seed: u64,
 }
 
 /// Writes the completion script to standard output.

@@ -5,6 +5,7 @@
 
 pub mod api;
 pub mod args;
+pub mod chat;
 pub mod context;
 pub mod datasets;
 pub mod doctor;
@@ -65,6 +66,7 @@ async fn run(context: &Context, command: Command) -> CliResult {
         Command::Datasets(command) => datasets::run(context, command).await,
         Command::Train(args) => train::train(context, &args).await,
         Command::Jobs(command) => jobs::run(context, command).await,
+        Command::Chat(args) => chat::chat(context, &args).await,
         Command::Completions { shell } => {
             args::completions(shell);
             Ok(())

@@ -24,12 +24,10 @@ use std::{
 };
 
 /// How long trainers may take to store a checkpoint when everything stops.
-const TRAINER_PATIENCE: Duration = Duration::from_secs(30);
+const TRAINER_PATIENCE: Duration = Duration::from_secs(35);
 /// How often the children are looked at.
 const TICK: Duration = Duration::from_millis(100);
 const LOG_TICK: Duration = Duration::from_secs(30);
-/// While this file is in `run/`, the backend starts no trainer.
-const DRAIN: &str = "drain";
 
 /// Passed on to every service.
 const COMMON: &[&str] = &[
@@ -110,7 +108,6 @@ impl<'a> Stack<'a> {
     /// Starts everything. After an error or when dropped half-way, [`Stack::stop`] cleans up.
     pub async fn start(&mut self, port: Option<u16>) -> CliResult<Started> {
         stop_leftovers(self.dir);
-        let _ = std::fs::remove_file(self.run_dir().join(DRAIN));
         let remembered = self.dir.ports();
         // Before anything is started: a taken port should not cost the time of a start.
         let api_port = ports::for_api(port, remembered.backend)?;
@@ -320,15 +317,18 @@ impl<'a> Stack<'a> {
         false
     }
 
-    /// Trainers first, so that they can store a checkpoint; the database last. `hurry` cuts the wait for the
-    /// trainers short.
+    /// The backend first, or it would at once start a new attempt of a job whose trainer we stop; then the
+    /// trainers, whose last reports wait in storage for the next backend; then storage and database. `hurry`
+    /// cuts the wait for the trainers short.
     pub async fn stop(&mut self, hurry: impl Future<Output = ()>) {
-        if self.backend.is_some() {
+        if let Some(mut backend) = self.backend.take() {
+            let running = trainers::running(&self.run_dir());
+            self.announce_trainers(running.len());
+            backend.stop();
             self.stop_trainers(hurry).await;
         }
-        for service in [self.backend.take(), self.gateway.take()].into_iter().flatten() {
-            let mut service = service;
-            service.stop();
+        if let Some(mut gateway) = self.gateway.take() {
+            gateway.stop();
         }
         if let Some(mut database) = self.database.take() {
             database.cluster.stop();
@@ -336,16 +336,17 @@ impl<'a> Stack<'a> {
         self.dir.clear_state();
     }
 
+    fn announce_trainers(&self, running: usize) {
+        let what = match running {
+            0 => return,
+            1 => "the running job stores a checkpoint and goes".to_owned(),
+            n => format!("{n} running jobs store a checkpoint and go"),
+        };
+        self.context.ui.note(format!("  {what} on at the next `hone up`"));
+    }
+
     async fn stop_trainers(&self, hurry: impl Future<Output = ()>) {
-        // Or the backend would at once start a new attempt of a job whose trainer we stop.
-        let _ = std::fs::write(self.run_dir().join(DRAIN), b"");
         let running = trainers::running(&self.run_dir());
-        if running.is_empty() {
-            return;
-        }
-        let n = running.len();
-        let what = if n == 1 { "the running job".into() } else { format!("{n} running jobs") };
-        self.context.ui.note(format!("  {what} will store a checkpoint and go on at the next `hone up`"));
         running.iter().for_each(trainers::Trainer::ask_to_stop);
         let wait = async {
             let deadline = Instant::now() + TRAINER_PATIENCE;
