@@ -4,7 +4,7 @@
 //! assume the features. Results differ in the last bits between instruction sets (with and without fused
 //! multiply-add) but not between runs on one machine.
 
-#![expect(clippy::indexing_slicing, reason = "lane loops over arrays of a fixed length")]
+#![expect(clippy::indexing_slicing, reason = "lane loops over windows of checked lengths")]
 
 use std::sync::OnceLock;
 
@@ -112,39 +112,37 @@ fn exp<const FMA: bool>(x: f32) -> f32 {
     y * f32::from_bits((shifted.to_bits() << 23).wrapping_add(0x3f80_0000))
 }
 
-/// Calls `$body` for every index in lanes, then one by one for what is left over.
+/// Runs `$body` for every index of slices of one length, in lanes and then one by one for what is left over.
+/// Inside `$body` the slices are windows, and `$i` is an index into them: arrays, so that no bound is checked.
 macro_rules! by_lanes {
-    ($len:expr, |$i:ident| $body:expr) => {{
-        let (len, mut start) = ($len, 0);
+    ([$($out:ident),*], [$($input:ident),*], |$i:ident| $body:expr) => {{
+        let len = by_lanes!(@first $($out,)* $($input,)*).len();
+        let mut start = 0;
         while start + LANES <= len {
-            for lane in 0..LANES {
-                let $i = start + lane;
+            $(let Some($out) = $out[start..].first_chunk_mut::<LANES>() else { break };)*
+            $(let Some($input) = $input[start..].first_chunk::<LANES>() else { break };)*
+            for $i in 0..LANES {
                 $body;
             }
             start += LANES;
         }
-        for $i in start..len {
+        $(let $out = &mut $out[start..len];)*
+        $(let $input = &$input[start..len];)*
+        for $i in 0..len - start {
             $body;
         }
     }};
+    (@first $first:ident, $($rest:ident,)*) => { $first };
 }
 
-/// Sums `$term` over all indices in [`LANES`] running sums.
+/// Like `by_lanes`, with the value of `$body` added to one of [`LANES`] running sums named `$sum`.
 macro_rules! sum_by_lanes {
-    ($len:expr, |$i:ident, $sum:ident| $term:expr) => {{
-        let (len, mut start) = ($len, 0);
+    ([$($out:ident),*], [$($input:ident),*], |$i:ident, $sum:ident| $body:expr) => {{
         let mut sums = [0f32; LANES];
-        while start + LANES <= len {
-            for (lane, sum) in sums.iter_mut().enumerate() {
-                let ($i, $sum) = (start + lane, *sum);
-                *sum = $term;
-            }
-            start += LANES;
-        }
-        for $i in start..len {
-            let $sum = sums[0];
-            sums[0] = $term;
-        }
+        by_lanes!([$($out),*], [$($input),*], |$i| {
+            let $sum = sums[$i];
+            sums[$i] = $body;
+        });
         fold(sums)
     }};
 }
@@ -166,26 +164,19 @@ fn fold(sums: [f32; LANES]) -> f32 {
 dispatched! {
     /// `Σ aᵢ bᵢ`.
     fn dot(a: &[f32], b: &[f32]) -> f32 {
-        let b = &b[..a.len()];
-        sum_by_lanes!(a.len(), |i, sum| fma::<FMA>(a[i], b[i], sum))
+        sum_by_lanes!([], [a, b], |i, sum| fma::<FMA>(a[i], b[i], sum))
     }
 
     /// The largest element; NaN is ignored (it comes back out of [`exp_sum`]).
     fn max(a: &[f32]) -> f32 {
         let mut best = [f32::NEG_INFINITY; LANES];
-        let lanes = a.chunks_exact(LANES);
-        let rest = lanes.remainder();
-        for chunk in lanes {
-            for lane in 0..LANES {
-                best[lane] = if chunk[lane] > best[lane] { chunk[lane] } else { best[lane] };
-            }
-        }
-        best.iter().chain(rest).fold(f32::NEG_INFINITY, |m, &x| if x > m { x } else { m })
+        by_lanes!([], [a], |i| best[i] = if a[i] > best[i] { a[i] } else { best[i] });
+        best.iter().fold(f32::NEG_INFINITY, |m, &x| if x > m { x } else { m })
     }
 
     /// `a ← exp(a − shift)`; returns the sum.
     fn exp_sum(a: &mut [f32], shift: f32) -> f32 {
-        sum_by_lanes!(a.len(), |i, sum| {
+        sum_by_lanes!([a], [], |i, sum| {
             a[i] = exp::<FMA>(a[i] - shift);
             sum + a[i]
         })
@@ -193,52 +184,45 @@ dispatched! {
 
     /// `Σ exp(a − shift)`.
     fn sum_exp(a: &[f32], shift: f32) -> f32 {
-        sum_by_lanes!(a.len(), |i, sum| sum + exp::<FMA>(a[i] - shift))
+        sum_by_lanes!([], [a], |i, sum| sum + exp::<FMA>(a[i] - shift))
     }
 
     /// `a ← factor · a`.
     fn scale(a: &mut [f32], factor: f32) {
-        by_lanes!(a.len(), |i| a[i] *= factor)
+        by_lanes!([a], [], |i| a[i] *= factor)
     }
 
     /// `a ← a + b`.
     fn add(a: &mut [f32], b: &[f32]) {
-        let b = &b[..a.len()];
-        by_lanes!(a.len(), |i| a[i] += b[i])
+        by_lanes!([a], [b], |i| a[i] += b[i])
     }
 
     /// One row of RMSNorm: `y = r x ⊙ w`.
     fn scale_by(y: &mut [f32], x: &[f32], w: &[f32], r: f32) {
-        let (x, w) = (&x[..y.len()], &w[..y.len()]);
-        by_lanes!(y.len(), |i| y[i] = x[i] * r * w[i])
+        by_lanes!([y], [x, w], |i| y[i] = x[i] * r * w[i])
     }
 
     /// `Σ gᵢ wᵢ xᵢ`.
     fn dot3(g: &[f32], w: &[f32], x: &[f32]) -> f32 {
-        let (w, x) = (&w[..g.len()], &x[..g.len()]);
-        sum_by_lanes!(g.len(), |i, sum| fma::<FMA>(g[i] * w[i], x[i], sum))
+        sum_by_lanes!([], [g, w, x], |i, sum| fma::<FMA>(g[i] * w[i], x[i], sum))
     }
 
     /// One row of RMSNorm's backward: `dx = r (g ⊙ w − c x)`.
     fn rms_backward(dx: &mut [f32], g: &[f32], w: &[f32], x: &[f32], r: f32, c: f32) {
-        let (g, w, x) = (&g[..dx.len()], &w[..dx.len()], &x[..dx.len()]);
-        by_lanes!(dx.len(), |i| dx[i] = r * fma::<FMA>(-c, x[i], g[i] * w[i]))
+        by_lanes!([dx], [g, w, x], |i| dx[i] = r * fma::<FMA>(-c, x[i], g[i] * w[i]))
     }
 
     /// `acc ← acc + r g ⊙ x`.
     fn add_scaled_product(acc: &mut [f32], g: &[f32], x: &[f32], r: f32) {
-        let (g, x) = (&g[..acc.len()], &x[..acc.len()]);
-        by_lanes!(acc.len(), |i| acc[i] = fma::<FMA>(g[i] * r, x[i], acc[i]))
+        by_lanes!([acc], [g, x], |i| acc[i] = fma::<FMA>(g[i] * r, x[i], acc[i]))
     }
 
     /// Rotates one head by the angles whose cosines and sines are given (`sign` −1 rotates back):
     /// the pair `(i, i + D/2)` turns by angle `i`.
     fn rotate(y: &mut [f32], x: &[f32], cos: &[f32], sin: &[f32], sign: f32) {
-        let half = cos.len();
-        let (y0, y1) = y.split_at_mut(half);
-        let (x0, x1) = x.split_at(half);
-        let (y1, x1, sin) = (&mut y1[..half], &x1[..half], &sin[..half]);
-        by_lanes!(half, |i| {
+        let (y0, y1) = y.split_at_mut(cos.len());
+        let (x0, x1) = x.split_at(cos.len());
+        by_lanes!([y0, y1], [x0, x1, cos, sin], |i| {
             let s = sin[i] * sign;
             y0[i] = fma::<FMA>(x0[i], cos[i], -(x1[i] * s));
             y1[i] = fma::<FMA>(x1[i], cos[i], x0[i] * s);
@@ -247,15 +231,12 @@ dispatched! {
 
     /// `y = silu(gate) ⊙ up`.
     fn swiglu(y: &mut [f32], gate: &[f32], up: &[f32]) {
-        let (gate, up) = (&gate[..y.len()], &up[..y.len()]);
-        by_lanes!(y.len(), |i| y[i] = gate[i] / (1.0 + exp::<FMA>(-gate[i])) * up[i])
+        by_lanes!([y], [gate, up], |i| y[i] = gate[i] / (1.0 + exp::<FMA>(-gate[i])) * up[i])
     }
 
     /// Gradients of [`swiglu`] for the output gradient `dy`.
     fn swiglu_backward(dgate: &mut [f32], dup: &mut [f32], gate: &[f32], up: &[f32], dy: &[f32]) {
-        let n = dgate.len();
-        let (dup, gate, up, dy) = (&mut dup[..n], &gate[..n], &up[..n], &dy[..n]);
-        by_lanes!(n, |i| {
+        by_lanes!([dgate, dup], [gate, up, dy], |i| {
             let sigmoid = 1.0 / (1.0 + exp::<FMA>(-gate[i]));
             let silu = gate[i] * sigmoid;
             dup[i] = dy[i] * silu;
@@ -266,11 +247,67 @@ dispatched! {
     /// One row of attention's backward. In: scores and `dP`; out: `P = exp(score − lse)` and
     /// `dS = P ⊙ (dP − delta)`.
     fn attention_backward(scores: &mut [f32], dp: &mut [f32], lse: f32, delta: f32) {
-        let dp = &mut dp[..scores.len()];
-        by_lanes!(scores.len(), |i| {
+        by_lanes!([scores, dp], [], |i| {
             let p = exp::<FMA>(scores[i] - lse);
             scores[i] = p;
             dp[i] = p * (dp[i] - delta);
         })
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::as_conversions, reason = "small numbers")]
+mod tests {
+    use super::*;
+
+    fn samples(len: usize) -> Vec<f32> {
+        (0..len).map(|i| ((i * 37 % 101) as f32 - 50.0) / 9.0).collect()
+    }
+
+    fn assert_close(got: &[f32], want: impl Iterator<Item = f64>, what: &str) {
+        for (i, (&got, want)) in got.iter().zip(want).enumerate() {
+            assert!(
+                (f64::from(got) - want).abs() <= 1e-6 * want.abs().max(1.0),
+                "{what}[{i}] is {got}, expected {want}"
+            );
+        }
+    }
+
+    #[test]
+    fn exp_is_right_over_its_whole_range_on_every_level() {
+        for level in Level::available() {
+            for x in (-870..880).map(|i| i as f32 / 10.0) {
+                let mut y = [x];
+                at::exp_sum(level, &mut y, 0.0);
+                let want = f64::from(x).exp();
+                assert!((f64::from(y[0]) - want).abs() <= 3e-7 * want, "{level:?}: exp({x}) = {}, not {want}", y[0]);
+            }
+            let mut odd = [f32::NAN, f32::NEG_INFINITY, -1e30, f32::INFINITY];
+            at::exp_sum(level, &mut odd, 0.0);
+            assert!(odd[0].is_nan() && odd[1] < 1e-37 && odd[2] < 1e-37 && odd[3] > 1e38, "{level:?}: {odd:?}");
+        }
+    }
+
+    /// Lengths on both sides of the lane width.
+    #[test]
+    fn every_level_computes_the_same_within_rounding() {
+        for level in Level::available() {
+            for len in [1, 15, 16, 17, 48, 100] {
+                let (a, b) = (samples(len), samples(len + 3)[3..].to_vec());
+                let wide = || a.iter().zip(&b).map(|(&a, &b)| (f64::from(a), f64::from(b)));
+                let what = format!("{level:?} {len}");
+                let total: f64 = wide().map(|(a, b)| a * b).sum();
+                assert!((f64::from(at::dot(level, &a, &b)) - total).abs() < 1e-4, "{what}");
+                assert_eq!(at::max(level, &a), a.iter().copied().fold(f32::NEG_INFINITY, f32::max), "{what}");
+                let mut y = vec![0.0; len];
+                at::swiglu(level, &mut y, &a, &b);
+                assert_close(&y, wide().map(|(a, b)| a / (1.0 + (-a).exp()) * b), &what);
+                y.copy_from_slice(&a);
+                at::add(level, &mut y, &b);
+                assert_close(&y, wide().map(|(a, b)| a + b), &what);
+                at::scale(level, &mut y, 0.5);
+                assert_close(&y, wide().map(|(a, b)| (a + b) / 2.0), &what);
+            }
+        }
     }
 }
