@@ -20,8 +20,8 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use std::ops::Range;
 use std::sync::OnceLock;
 
-/// Queries per tile.
-const BLOCK: usize = 64;
+/// Queries per tile. A multiple of the widths that `gemm`'s inner kernels work on (6, 16).
+const BLOCK: usize = 96;
 
 /// A long sequence's backward pass is cut into at most this many stripes of queries, each at least
 /// [`STRIPE`] long, that add up their own share of `dK` and `dV`: else one long sequence with few
