@@ -99,14 +99,14 @@ pub struct NewJob {
 }
 
 impl NewJob {
-    /// Stores the job, queued, and says so in its log.
+    /// Stores the job in state `validating`; `crate::jobs` moves it on.
     pub async fn insert(self, conn: &mut Conn, user: UserId) -> Result<JobId> {
         let id = JobId::random();
         let values = (
             jobs::id.eq(id.0),
             jobs::user_id.eq(user.0),
             jobs::name.eq(self.name),
-            jobs::state.eq(JobState::Queued.as_str()),
+            jobs::state.eq(JobState::Validating.as_str()),
             jobs::config.eq(Json(self.config)),
             jobs::model_name.eq(self.spec.model.name.clone()),
             jobs::model_revision.eq(self.spec.model.revision.clone()),
@@ -116,14 +116,6 @@ impl NewJob {
             jobs::max_attempts.eq(self.max_attempts),
         );
         diesel::insert_into(jobs::table).values(values).execute(conn).await?;
-        let body = StreamBody::State { state: JobState::Queued, at: Utc::now(), failure: None };
-        let event = (
-            job_events::job_id.eq(id.0),
-            job_events::user_id.eq(user.0),
-            job_events::attempt.eq(0),
-            job_events::body.eq(Json(body)),
-        );
-        diesel::insert_into(job_events::table).values(event).execute(conn).await?;
         Ok(id)
     }
 }
