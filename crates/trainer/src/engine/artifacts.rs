@@ -174,7 +174,7 @@ fn model_card(setup: &Setup, summary: &Summary) -> String {
     row("weight_decay", &t.weight_decay);
     row("adam_beta1", &t.adam_beta1);
     row("adam_beta2", &t.adam_beta2);
-    row("adam_epsilon", &t.adam_epsilon);
+    row("adam_epsilon", &json!(t.adam_epsilon));
     row("max_grad_norm", &t.max_grad_norm);
     row("seed", &t.seed);
     card

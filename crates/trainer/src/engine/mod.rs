@@ -93,6 +93,7 @@ pub fn train(setup: &Setup, observer: &mut dyn Observer) -> Result<Outcome, Trai
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(setup.threads.max(1))
         .thread_name(|i| format!("train-{i}"))
+        .stack_size(8 << 20)
         .build()
         .map_err(|e| TrainError::internal(format!("cannot start {} compute threads", setup.threads)).caused_by(e))?;
     // On a thread of the pool, so that the loop's own work runs beside the others' and not instead of it.

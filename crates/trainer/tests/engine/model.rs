@@ -6,6 +6,7 @@ use dataset::Sequence;
 use serde_json::json;
 use trainer::engine::{
     data::{Batch, Corpus},
+    files::{Tensors, write_tensors},
     generate::Session,
     lora,
     model::{self, BuildOptions, CausalLm},
@@ -144,4 +145,27 @@ fn gradients_equal_finite_differences() {
         var.set(&Tensor::from_vec(values.clone(), var.dims(), var.device()).unwrap()).unwrap();
         assert!((slope - norm).abs() < 0.02 * norm + 1e-4, "{name}: slope {slope}, gradient norm {norm}");
     }
+}
+
+#[test]
+fn shards_give_the_model_of_a_single_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = model_dir(dir.path(), json!({}));
+    let options = BuildOptions { train_weights: false, random: None, max_positions: 64 };
+    let batch = corpus(&[9]).batch(&[0]).unwrap();
+    let whole = step::logits(model::load(&path, options).unwrap().as_ref(), &batch).unwrap();
+    let single = path.join("model.safetensors");
+    let tensors = candle_core::safetensors::load(&single, &candle_core::Device::Cpu).unwrap();
+    std::fs::remove_file(single).unwrap();
+    let shard = |name: &str| if name.contains("layers.0.") { "model-1.safetensors" } else { "model-2.safetensors" };
+    for file in ["model-1.safetensors", "model-2.safetensors"] {
+        let part: Tensors =
+            tensors.iter().filter(|(n, _)| shard(n) == file).map(|(n, t)| (n.clone(), t.clone())).collect();
+        write_tensors(&path.join(file), &part).unwrap();
+    }
+    let map: serde_json::Map<String, serde_json::Value> =
+        tensors.keys().map(|n| (n.clone(), shard(n).into())).collect();
+    std::fs::write(path.join("model.safetensors.index.json"), json!({"weight_map": map}).to_string()).unwrap();
+    let sharded = step::logits(model::load(&path, options).unwrap().as_ref(), &batch).unwrap();
+    assert_eq!(flat(&whole), flat(&sharded));
 }

@@ -11,7 +11,7 @@ use trainer::engine::{
 };
 use wire::{
     config::{Init, Method, TargetModules},
-    event::{EventKind, StopReason, Summary, metric},
+    event::{EventKind, Level, StopReason, Summary, metric},
     job::FailureCode,
 };
 
@@ -279,6 +279,21 @@ fn pretraining_starts_from_random_weights_without_any_stored_ones() {
     assert!(memory.metric(metric::GRAD_NORM).iter().all(|(_, n)| n.is_finite() && *n > 0.0));
     let bytes = fs::read(setup.work_dir.join("artifacts/model.safetensors")).unwrap();
     assert!(safetensors::SafeTensors::deserialize(&bytes).unwrap().names().contains(&"lm_head.weight"));
+}
+
+#[test]
+fn rows_beyond_the_length_are_cut_and_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = model_dir(dir.path(), json!({}));
+    let mut config = config(Method::Sft);
+    config.training.max_seq_length = 40;
+    let (_, memory) = finish(&setup(dir.path(), &model, config));
+    let cut = memory.events.iter().find_map(|e| match e {
+        EventKind::Plan { truncated_rows, .. } => Some(*truncated_rows),
+        _ => None,
+    });
+    let told = |n: u64| EventKind::Log { level: Level::Warn, message: format!("{n} rows were cut to 40 tokens") };
+    assert!(cut.is_some_and(|n| n > 0 && memory.events.contains(&told(n))), "{cut:?}");
 }
 
 #[test]
