@@ -172,6 +172,7 @@ pub fn store_failed(error: StoreError, key: impl std::fmt::Display) -> ApiError 
     match error {
         StoreError::NotFound { .. } => ApiError::new(Code::NotFound, format!("there is no object `{key}`")),
         StoreError::Range { .. } => ApiError::new(Code::Invalid, format!("the range lies outside `{key}`")),
+        StoreError::Key { .. } => ApiError::new(Code::Invalid, format!("`{key}`: {error}")),
         StoreError::Refused { .. } => ApiError::internal(error),
         StoreError::Unavailable { .. } => {
             ApiError::new(Code::Unavailable, format!("{error}; try again in a moment")).caused_by(error)

@@ -27,6 +27,9 @@ pub enum StoreError {
     /// The range lies outside the object.
     #[error("{op}: range not satisfiable")]
     Range { op: &'static str },
+    /// The store cannot hold an object of this name.
+    #[error("the object store cannot use this key: {reason}")]
+    Key { reason: String },
     /// The store refuses; trying again changes nothing.
     #[error("{op} was refused by the object store: {reason}")]
     Refused { op: &'static str, reason: String },

@@ -87,21 +87,6 @@ async fn the_embedded_store_wants_signatures() {
 }
 
 #[tokio::test]
-async fn a_store_that_stops_answering_makes_the_gateway_unready() {
-    // A store that accepts connections and drops them.
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let gateway = TestGateway::start().await;
-    let dead = format!("http://{}", listener.local_addr().unwrap());
-    drop(listener);
-    let mut access = support::library().await.access();
-    access.endpoint = dead.parse().unwrap();
-    let store = storage_gateway::s3::S3Store::new(access).unwrap();
-    let error = storage_gateway::store::ObjectStore::check_bucket(&store, "b").await.unwrap_err();
-    assert!(error.is_transient(), "{error}");
-    assert_eq!(gateway.get("/ready").await.expect(StatusCode::OK).json()["status"], "ready");
-}
-
-#[tokio::test]
 async fn metrics_count_bytes_and_store_calls() {
     let gateway = TestGateway::start().await;
     let key = gateway.job_key("a");

@@ -6,7 +6,7 @@
 //!   a full disk loses the upload;
 //! - answers for unknown uploads with an empty part list or 403, and for directories as if they were objects;
 //! - cannot list uploads, walks the whole bucket for every listing, and leaves sidecars behind on deletion;
-//! - does not sync what it acknowledges, and fails after the write when a key is too long for a sidecar.
+//! - reads 4 KiB at a time; does not sync what it acknowledges, and fails after the write when a key is too long for a sidecar.
 
 use super::files::{self, Sidecar};
 use s3s::{
@@ -18,8 +18,8 @@ use s3s::{
         DeleteObjectInput, DeleteObjectOutput, ETag, GetObjectInput, GetObjectOutput, HeadBucketInput,
         HeadBucketOutput, HeadObjectInput, HeadObjectOutput, ListMultipartUploadsInput, ListMultipartUploadsOutput,
         ListObjectsV2Input, ListObjectsV2Output, ListPartsInput, ListPartsOutput, MetadataDirective, MultipartUpload,
-        Object, Part, PutObjectInput, PutObjectOutput, UploadPartCopyInput, UploadPartCopyOutput, UploadPartInput,
-        UploadPartOutput,
+        Object, Part, PutObjectInput, PutObjectOutput, Range, StreamingBlob, UploadPartCopyInput, UploadPartCopyOutput,
+        UploadPartInput, UploadPartOutput,
     },
     s3_error,
 };
@@ -31,22 +31,32 @@ use std::{
     io,
     path::{Component, Path, PathBuf},
 };
+use tokio::{
+    fs::File,
+    io::{AsyncReadExt, AsyncSeekExt},
+};
+use tokio_util::io::ReaderStream;
 use uuid::Uuid;
 
 /// Smallest part but the last, as everywhere in S3.
 const MIN_PART: u64 = 5 << 20;
+/// Bytes read at a time.
+const CHUNK: usize = 256 << 10;
 
 #[derive(Debug)]
 pub(super) struct LocalS3 {
     fs: FileSystem,
     root: PathBuf,
+    /// Connections run without a subscriber, because s3s logs every 404 as an error; this one is for ours.
+    log: tracing::Dispatch,
 }
 
 impl LocalS3 {
     pub fn open(root: &Path) -> anyhow::Result<Self> {
         let fs = FileSystem::new(root).map_err(|e| anyhow::anyhow!("{e:?}"))?;
         files::remove_orphaned_parts(root)?;
-        Ok(Self { fs, root: root.canonicalize()? })
+        let log = tracing::dispatcher::get_default(Clone::clone);
+        Ok(Self { fs, root: root.canonicalize()?, log })
     }
 
     fn object_path(&self, bucket: &str, key: &str) -> S3Result<PathBuf> {
@@ -69,8 +79,13 @@ impl LocalS3 {
         if !files::key_fits(bucket, key) {
             return Err(s3_error!(KeyTooLongError, "the embedded store takes keys of about 150 bytes"));
         }
-        if !self.root.join(bucket).is_dir() {
+        let bucket_root = self.root.join(bucket);
+        if !bucket_root.is_dir() {
             return Err(s3_error!(NoSuchBucket));
+        }
+        let above = path.ancestors().skip(1).take_while(|above| *above != bucket_root);
+        if above.into_iter().any(Path::is_file) {
+            return Err(s3_error!(InvalidArgument, "a part of the key's path is another object"));
         }
         if path.is_dir() {
             return Err(s3_error!(InvalidArgument, "the key is the directory of other keys"));
@@ -86,8 +101,37 @@ impl LocalS3 {
     async fn parts(&self, upload_id: &str) -> S3Result<(Uuid, BTreeMap<u32, files::FileInfo>)> {
         let upload: Uuid = upload_id.parse().map_err(|_| s3_error!(NoSuchUpload))?;
         let root = self.root.clone();
-        let parts = blocking(move || files::parts(&root, &upload)).await?;
+        let parts = self.blocking(move || files::parts(&root, &upload)).await?;
         Ok((upload, parts.ok_or_else(|| s3_error!(NoSuchUpload))?))
+    }
+
+    /// Runs file work off the async threads.
+    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> io::Result<T> + Send + 'static) -> S3Result<T> {
+        match tokio::task::spawn_blocking(work).await {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(e)) => Err(self.explain(S3Error::internal_error(e))),
+            Err(e) => Err(self.explain(S3Error::internal_error(e))),
+        }
+    }
+
+    /// Logs internal errors, which clients see without a cause; says so when the disk is full.
+    fn explain(&self, error: S3Error) -> S3Error {
+        if *error.code() != S3ErrorCode::InternalError {
+            return error;
+        }
+        let mut full = false;
+        let mut text = String::from("embedded S3 failed");
+        let mut cause: Option<&(dyn Error + 'static)> = match error.source() {
+            Some(source) => Some(source),
+            None => None,
+        };
+        while let Some(inner) = cause {
+            full |= inner.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::StorageFull);
+            text = format!("{text}: {inner}");
+            cause = inner.source();
+        }
+        tracing::dispatcher::with_default(&self.log, || tracing::error!("{text}"));
+        if full { s3_error!(ServiceUnavailable, "no space left on the disk of the data directory") } else { error }
     }
 
     async fn check_upload(&self, upload_id: &str) -> S3Result<()> {
@@ -109,14 +153,28 @@ impl S3 for LocalS3 {
 
     async fn put_object(&self, req: S3Request<PutObjectInput>) -> S3Result<S3Response<PutObjectOutput>> {
         let path = self.target(&req.input.bucket, &req.input.key)?;
-        let reply = self.fs.put_object(req).await.map_err(explain)?;
-        blocking(move || files::sync(&path)).await?;
+        let reply = self.fs.put_object(req).await.map_err(|e| self.explain(e))?;
+        self.blocking(move || files::sync(&path)).await?;
         Ok(reply)
     }
 
     async fn get_object(&self, req: S3Request<GetObjectInput>) -> S3Result<S3Response<GetObjectOutput>> {
-        self.existing(&req.input.bucket, &req.input.key)?;
-        self.fs.get_object(req).await
+        let path = self.existing(&req.input.bucket, &req.input.key)?;
+        let range = req.input.range;
+        let head =
+            |input: GetObjectInput| HeadObjectInput { bucket: input.bucket, key: input.key, ..Default::default() };
+        let described = self.fs.head_object(req.map_input(head)).await?.output;
+        let (file, length, content_range) = open_range(&path, range).await.map_err(|e| self.explain(e))?;
+        Ok(S3Response::new(GetObjectOutput {
+            body: Some(StreamingBlob::wrap(ReaderStream::with_capacity(file.take(length), CHUNK))),
+            content_length: i64::try_from(length).ok(),
+            content_range,
+            last_modified: described.last_modified,
+            metadata: described.metadata,
+            content_type: described.content_type,
+            e_tag: described.e_tag,
+            ..Default::default()
+        }))
     }
 
     async fn head_object(&self, req: S3Request<HeadObjectInput>) -> S3Result<S3Response<HeadObjectOutput>> {
@@ -128,7 +186,7 @@ impl S3 for LocalS3 {
         let DeleteObjectInput { bucket, key, .. } = req.input;
         if let Ok(path) = self.existing(&bucket, &key) {
             let sidecars = [Sidecar::Info, Sidecar::Attributes].map(|kind| self.sidecar(&bucket, &key, kind));
-            blocking(move || {
+            self.blocking(move || {
                 files::remove_if_there(&path)?;
                 sidecars.iter().try_for_each(|sidecar| files::remove_if_there(sidecar))
             })
@@ -149,24 +207,25 @@ impl S3 for LocalS3 {
         let old = [Sidecar::Info, Sidecar::Attributes].map(|kind| self.sidecar(bucket, key, kind));
         let new = [Sidecar::Info, Sidecar::Attributes].map(|kind| self.sidecar(&input.bucket, &input.key, kind));
         let root = self.root.clone();
-        let etag = blocking(move || {
-            let ([old_info, old_attributes], [new_info, new_attributes]) = (old, new);
-            // The object first: its metadata must never announce an object that is not there.
-            files::link(&root, &from, &to)?;
-            let attributes = match attributes {
-                Some(attributes) => serde_json::to_vec(&attributes)?,
-                None => std::fs::read(old_attributes).unwrap_or_else(|_| b"{}".to_vec()),
-            };
-            files::write_atomically(&root, &new_attributes, &attributes)?;
-            let etag = std::fs::read(old_info).ok().and_then(|info| {
-                let info: Value = serde_json::from_slice(&info).ok()?;
-                info.get("e_tag")?.as_str().map(str::to_owned)
-            });
-            let etag = etag.unwrap_or_else(|| Uuid::new_v4().simple().to_string());
-            files::write_atomically(&root, &new_info, &serde_json::to_vec(&json!({ "e_tag": etag }))?)?;
-            Ok(etag)
-        })
-        .await?;
+        let etag = self
+            .blocking(move || {
+                let ([old_info, old_attributes], [new_info, new_attributes]) = (old, new);
+                // The object first: its metadata must never announce an object that is not there.
+                files::link(&root, &from, &to)?;
+                let attributes = match attributes {
+                    Some(attributes) => serde_json::to_vec(&attributes)?,
+                    None => std::fs::read(old_attributes).unwrap_or_else(|_| b"{}".to_vec()),
+                };
+                files::write_atomically(&root, &new_attributes, &attributes)?;
+                let etag = std::fs::read(old_info).ok().and_then(|info| {
+                    let info: Value = serde_json::from_slice(&info).ok()?;
+                    info.get("e_tag")?.as_str().map(str::to_owned)
+                });
+                let etag = etag.unwrap_or_else(|| Uuid::new_v4().simple().to_string());
+                files::write_atomically(&root, &new_info, &serde_json::to_vec(&json!({ "e_tag": etag }))?)?;
+                Ok(etag)
+            })
+            .await?;
         let result = CopyObjectResult { e_tag: Some(ETag::Strong(etag)), ..Default::default() };
         Ok(S3Response::new(CopyObjectOutput { copy_object_result: Some(result), ..Default::default() }))
     }
@@ -183,7 +242,7 @@ impl S3 for LocalS3 {
         let limit = usize::try_from(input.max_keys.unwrap_or(1000)).unwrap_or(0).min(1000);
         let prefix = input.prefix.clone().unwrap_or_default();
         let after = input.continuation_token.clone().max(input.start_after.clone()).unwrap_or_default();
-        let (found, more) = blocking(move || files::list(&bucket_root, &prefix, &after, limit)).await?;
+        let (found, more) = self.blocking(move || files::list(&bucket_root, &prefix, &after, limit)).await?;
         let next = found.keys().next_back().cloned().filter(|_| more);
         let contents: Vec<Object> = found
             .into_iter()
@@ -212,12 +271,12 @@ impl S3 for LocalS3 {
         req: S3Request<CreateMultipartUploadInput>,
     ) -> S3Result<S3Response<CreateMultipartUploadOutput>> {
         self.target(&req.input.bucket, &req.input.key)?;
-        self.fs.create_multipart_upload(req).await.map_err(explain)
+        self.fs.create_multipart_upload(req).await.map_err(|e| self.explain(e))
     }
 
     async fn upload_part(&self, req: S3Request<UploadPartInput>) -> S3Result<S3Response<UploadPartOutput>> {
         self.check_upload(&req.input.upload_id).await?;
-        self.fs.upload_part(req).await.map_err(explain)
+        self.fs.upload_part(req).await.map_err(|e| self.explain(e))
     }
 
     async fn upload_part_copy(
@@ -225,7 +284,7 @@ impl S3 for LocalS3 {
         req: S3Request<UploadPartCopyInput>,
     ) -> S3Result<S3Response<UploadPartCopyOutput>> {
         self.check_upload(&req.input.upload_id).await?;
-        self.fs.upload_part_copy(req).await.map_err(explain)
+        self.fs.upload_part_copy(req).await.map_err(|e| self.explain(e))
     }
 
     async fn list_parts(&self, req: S3Request<ListPartsInput>) -> S3Result<S3Response<ListPartsOutput>> {
@@ -261,7 +320,7 @@ impl S3 for LocalS3 {
         let info = self.sidecar(&bucket, &key, Sidecar::Info);
         let etag = format!("{}-{}", upload.simple(), numbers.len());
         let (root, tag, name, object) = (self.root.clone(), etag.clone(), bucket.clone(), key.clone());
-        blocking(move || {
+        self.blocking(move || {
             files::assemble(&root, &upload, &numbers, &to)?;
             let given = std::fs::read(root.join(files::upload_attributes_name(&name, &object, &upload)));
             files::write_atomically(&root, &attributes, &given.unwrap_or_else(|_| b"{}".to_vec()))?;
@@ -285,7 +344,7 @@ impl S3 for LocalS3 {
         self.check_upload(&upload_id).await?;
         let upload: Uuid = upload_id.parse().map_err(|_| s3_error!(NoSuchUpload))?;
         let root = self.root.clone();
-        blocking(move || files::forget_upload(&root, &bucket, &key, &upload)).await?;
+        self.blocking(move || files::forget_upload(&root, &bucket, &key, &upload)).await?;
         Ok(S3Response::new(AbortMultipartUploadOutput::default()))
     }
 
@@ -295,7 +354,7 @@ impl S3 for LocalS3 {
     ) -> S3Result<S3Response<ListMultipartUploadsOutput>> {
         let (root, bucket) = (self.root.clone(), req.input.bucket.clone());
         let prefix = req.input.prefix.clone().unwrap_or_default();
-        let uploads = blocking(move || files::uploads(&root, &bucket, &prefix)).await?;
+        let uploads = self.blocking(move || files::uploads(&root, &bucket, &prefix)).await?;
         let uploads = uploads.into_iter().map(|(key, upload, opened)| MultipartUpload {
             key: Some(key),
             upload_id: Some(upload.to_string()),
@@ -329,32 +388,13 @@ fn check_parts(wanted: &[CompletedPart], stored: &BTreeMap<u32, files::FileInfo>
     Ok(numbers)
 }
 
-/// Runs file work off the async threads.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> S3Result<T> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(e)) => Err(explain(S3Error::with_source(S3ErrorCode::InternalError, Box::new(e)))),
-        Err(e) => Err(S3Error::with_source(S3ErrorCode::InternalError, Box::new(e))),
-    }
-}
-
-/// Says so when the disk is full; everything else is logged and stays an internal error.
-fn explain(error: S3Error) -> S3Error {
-    if *error.code() != S3ErrorCode::InternalError {
-        return error;
-    }
-    let mut cause: Option<&(dyn Error + 'static)> = match error.source() {
-        Some(source) => Some(source),
-        None => None,
-    };
-    while let Some(inner) = cause {
-        if let Some(io) = inner.downcast_ref::<io::Error>() {
-            tracing::warn!(error = %io, "embedded S3 cannot write");
-            if io.kind() == io::ErrorKind::StorageFull {
-                return s3_error!(ServiceUnavailable, "no space left on the disk of the data directory");
-            }
-        }
-        cause = inner.source();
-    }
-    error
+/// The file positioned at the start of the range, the bytes to send, and `Content-Range`.
+async fn open_range(path: &Path, range: Option<Range>) -> S3Result<(File, u64, Option<String>)> {
+    let mut file = File::open(path).await.map_err(|_| s3_error!(NoSuchKey))?;
+    let size = file.metadata().await.map_err(S3Error::internal_error)?.len();
+    let Some(range) = range else { return Ok((file, size, None)) };
+    let range = range.check(size)?;
+    file.seek(io::SeekFrom::Start(range.start)).await.map_err(S3Error::internal_error)?;
+    let content_range = format!("bytes {}-{}/{size}", range.start, range.end.saturating_sub(1));
+    Ok((file, range.end.saturating_sub(range.start), Some(content_range)))
 }

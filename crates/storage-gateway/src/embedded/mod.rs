@@ -5,6 +5,7 @@ mod files;
 mod local;
 
 use anyhow::Context;
+use futures::FutureExt;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto::Builder,
@@ -26,6 +27,7 @@ use std::{
     time::Duration,
 };
 use tokio::{net::TcpListener, task::JoinHandle};
+use tracing::{instrument::WithSubscriber, subscriber::NoSubscriber};
 
 /// A running embedded S3; dropping it stops it and frees the data directory.
 #[derive(Debug)]
@@ -86,11 +88,8 @@ async fn serve(listener: TcpListener, service: S3Service) {
                 // Small replies must not wait for an acknowledgement.
                 let _ = socket.set_nodelay(true);
                 let connection = builder.serve_connection(TokioIo::new(socket), service.clone()).into_owned();
-                tokio::spawn(async move {
-                    if let Err(error) = connection.await {
-                        tracing::debug!(%error, "embedded S3 connection ended early");
-                    }
-                });
+                // A connection that ends early is the client's business. Why no subscriber: see `LocalS3::log`.
+                tokio::spawn(connection.map(drop).with_subscriber(NoSubscriber::default()));
             }
             Err(error) => {
                 // Out of file descriptors, most likely: wait for some to be freed.

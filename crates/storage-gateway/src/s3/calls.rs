@@ -20,7 +20,8 @@ use std::{collections::HashMap, io, ops::Range, time::Duration};
 #[async_trait::async_trait]
 impl ObjectStore for S3Store {
     async fn ensure_bucket(&self, bucket: &str) -> StoreResult<()> {
-        match self.check_bucket(bucket).await {
+        let look = || self.client.head_bucket(HeadBucketRequest { bucket: bucket.into(), ..Default::default() });
+        match self.call("look for bucket", QUICK, look).await {
             Err(StoreError::NotFound { .. }) => {}
             other => return other,
         }

@@ -25,6 +25,7 @@ fn by_status(op: &'static str, reply: &BufferedHttpResponse) -> StoreError {
     let message = element(body, "Message").unwrap_or_default();
     let reason = format!("{status} {code} {message}").trim_end().to_owned();
     match (status, code) {
+        (400, "KeyTooLongError" | "InvalidArgument" | "InvalidURI") => StoreError::Key { reason },
         (501, _) => StoreError::Refused { op, reason },
         (404, _) => StoreError::NotFound { op },
         (416, _) => StoreError::Range { op },

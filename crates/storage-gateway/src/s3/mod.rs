@@ -154,7 +154,7 @@ impl S3Store {
         let outcome = match &result {
             Ok(_) => "ok",
             Err(StoreError::NotFound { .. }) => "not_found",
-            Err(StoreError::Range { .. } | StoreError::Refused { .. }) => "refused",
+            Err(StoreError::Range { .. } | StoreError::Key { .. } | StoreError::Refused { .. }) => "refused",
             Err(StoreError::Unavailable { .. }) => "failed",
         };
         metrics::histogram!("store_call_seconds", "op" => op, "outcome" => outcome)
