@@ -39,7 +39,8 @@ where
     let part_size = part_size_for(declared.size.unwrap_or_else(|| gateway.limits.of(key.kind())));
     let mut body = Body { stream: Box::pin(body), rest: Bytes::new(), hasher: Sha256::new(), seen: 0 };
 
-    let first = body.fill(gateway, key, part_size).await?;
+    let first =
+        body.fill(gateway, key, part_size, usize::try_from(declared.size.unwrap_or(0)).unwrap_or(usize::MAX)).await?;
     if first.len() < part_size {
         let sha256 = body.check(key, &declared)?;
         let metadata = Metadata::from([(META_SHA256.into(), sha256.clone())]);
@@ -53,7 +54,7 @@ where
     let mut next = first;
     while !next.is_empty() {
         parts.push(staged.put(parts.len(), next).await?);
-        next = body.fill(gateway, key, part_size).await?;
+        next = body.fill(gateway, key, part_size, part_size).await?;
     }
     let sha256 = body.check(key, &declared)?;
     staged.finish(key, &parts, body.seen, &sha256).await?;
@@ -79,9 +80,9 @@ where
     S: Stream<Item = Result<Bytes, E>>,
     E: Display,
 {
-    /// The next `part_size` bytes; fewer only at the end.
-    async fn fill(&mut self, gateway: &Gateway, key: &Key, part_size: usize) -> ApiResult<Bytes> {
-        let mut part = BytesMut::new();
+    /// The next `part_size` bytes; fewer only at the end. `likely` is how many there will probably be.
+    async fn fill(&mut self, gateway: &Gateway, key: &Key, part_size: usize, likely: usize) -> ApiResult<Bytes> {
+        let mut part = BytesMut::with_capacity(likely.min(part_size));
         while part.len() < part_size {
             if self.rest.is_empty() {
                 match tokio::time::timeout(SILENCE, self.stream.next()).await {

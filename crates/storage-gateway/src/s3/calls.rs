@@ -49,7 +49,7 @@ impl ObjectStore for S3Store {
             self.client.put_object(PutObjectRequest {
                 bucket: at.bucket.clone(),
                 key: at.key.clone(),
-                body: Some(one_chunk(body.clone())),
+                body: Some(in_slices(body.clone())),
                 metadata: Some(to_map(metadata)),
                 ..Default::default()
             })
@@ -190,7 +190,7 @@ impl ObjectStore for S3Store {
                     key: at.key.clone(),
                     upload_id: upload_id.into(),
                     part_number: number.into(),
-                    body: Some(one_chunk(body.clone())),
+                    body: Some(in_slices(body.clone())),
                     ..Default::default()
                 })
             })
@@ -320,9 +320,18 @@ fn source(from: &Place) -> String {
     format!("{}/{}", from.bucket, encode_key(&from.key))
 }
 
-fn one_chunk(body: Bytes) -> Body {
+/// A body in memory, handed out in slices: the HTTP client copies whatever it is given at once.
+fn in_slices(body: Bytes) -> Body {
+    const SLICE: usize = 64 << 10;
     let length = body.len();
-    Body::new_with_size(stream::once(async move { Ok(body) }), length)
+    let slices = stream::unfold(body, |mut rest| async move {
+        if rest.is_empty() {
+            return None;
+        }
+        let slice = rest.split_to(rest.len().min(SLICE));
+        Some((Ok(slice), rest))
+    });
+    Body::new_with_size(slices, length)
 }
 
 /// A download with a limit on silence, which fails when it ends early.
