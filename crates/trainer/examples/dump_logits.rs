@@ -15,5 +15,5 @@ fn main() -> anyhow::Result<()> {
         bail!("usage: dump_logits MODEL_DIR ADAPTER_DIR TEXT LOGITS_FILE");
     };
     let tensors = dump_logits(Path::new(model), Some(Path::new(adapter)), text)?;
-    files::write_tensors(Path::new(target), &tensors).context("cannot write the logits")
+    files::write_tensors(Path::new(target), tensors).context("cannot write the logits")
 }

@@ -79,7 +79,7 @@ pub fn write_adapter(
 ) -> Result<(), TrainError> {
     let tensors: Tensors = params.iter().map(|(n, v)| (format!("{PEFT_PREFIX}{n}"), v.as_tensor().clone())).collect();
     files::publish_dir(target, |dir| {
-        files::write_tensors(&dir.join(ADAPTER_FILE), &tensors)?;
+        files::write_tensors(&dir.join(ADAPTER_FILE), tensors)?;
         files::write(&dir.join(ADAPTER_CONFIG), config)?;
         files::write(&dir.join("README.md"), model_card(setup, summary).as_bytes())?;
         copy_present(&setup.model_dir, dir, TOKENIZER_FILES)
@@ -103,7 +103,7 @@ pub fn write_model(target: &Path, setup: &Setup, params: &Params, summary: &Summ
         tensors.insert(name.to_owned(), var.as_detached_tensor().to_dtype(dtype)?);
     }
     files::publish_dir(target, |dir| {
-        files::write_tensors(&dir.join("model.safetensors"), &tensors)?;
+        files::write_tensors(&dir.join("model.safetensors"), tensors)?;
         files::write(&dir.join("README.md"), model_card(setup, summary).as_bytes())?;
         copy_present(&setup.model_dir, dir, &["config.json", "generation_config.json"])?;
         copy_present(&setup.model_dir, dir, TOKENIZER_FILES)

@@ -11,7 +11,7 @@
 
 use super::{
     TrainError,
-    files::{self, Tensors},
+    files::{self, Tensors, Values},
     lora::{ADAPTER_CONFIG, ADAPTER_FILE, PEFT_PREFIX},
     optim::{AdamW, Moments},
     params::Params,
@@ -108,6 +108,12 @@ impl Kind {
     }
 }
 
+/// Optimizer steps done in the checkpoint in `dir`, if it can be read.
+#[must_use]
+pub fn step_in(dir: &Path) -> Option<u64> {
+    serde_json::from_slice::<State>(&fs::read(dir.join(STATE)).ok()?).ok().map(|state| state.step)
+}
+
 /// Name of the checkpoint directory of `step`.
 #[must_use]
 pub fn dir_name(step: u64) -> String {
@@ -124,18 +130,17 @@ pub fn save(dir: &Path, kind: &Kind, params: &Params, optimizer: &AdamW, state: 
     let target = dir.join(dir_name(state.step));
     files::publish_dir(&target, |temp| {
         let weights: Tensors = params.iter().map(|(n, v)| (kind.stored_name(n), v.as_tensor().clone())).collect();
-        files::write_tensors(&temp.join(kind.file()), &weights)?;
+        files::write_tensors(&temp.join(kind.file()), weights)?;
         if let Kind::Adapter { config } = kind {
             files::write(&temp.join(ADAPTER_CONFIG), config)?;
         }
-        let mut moments = Tensors::new();
-        for (name, m) in &optimizer.moments {
+        let moments = optimizer.moments.iter().flat_map(|(name, m)| {
             let shape = params.get(name).map(|v| v.dims().to_vec()).unwrap_or_default();
-            let tensor = |values: &Vec<f32>| Tensor::from_slice(values, shape.as_slice(), &Device::Cpu);
-            moments.insert(format!("{name}.exp_avg"), tensor(&m.exp_avg)?);
-            moments.insert(format!("{name}.exp_avg_sq"), tensor(&m.exp_avg_sq)?);
-        }
-        files::write_tensors(&temp.join(OPTIMIZER), &moments)?;
+            let first = Values { shape: shape.clone(), values: &m.exp_avg };
+            let second = Values { shape, values: &m.exp_avg_sq };
+            [(format!("{name}.exp_avg"), first), (format!("{name}.exp_avg_sq"), second)]
+        });
+        files::write_tensors(&temp.join(OPTIMIZER), moments)?;
         let json = serde_json::to_vec_pretty(state)
             .map_err(|e| TrainError::internal("cannot write the state").caused_by(e))?;
         files::write(&temp.join(STATE), &json)

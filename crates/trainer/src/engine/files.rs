@@ -2,7 +2,9 @@
 
 use super::TrainError;
 use candle_core::Tensor;
+use safetensors::{Dtype, View};
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, HashMap},
     fs::{self, File},
     io::Write,
@@ -71,13 +73,38 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
 ///
 /// # Errors
 /// `DiskFull`, or another failed write.
-pub fn write_tensors(path: &Path, tensors: &Tensors) -> Result<(), TrainError> {
+pub fn write_tensors<V: View>(path: &Path, tensors: impl IntoIterator<Item = (String, V)>) -> Result<(), TrainError> {
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     safetensors::serialize_to_file(tensors, Some(metadata), path).map_err(|e| match e {
         safetensors::SafeTensorError::IoError(e) => TrainError::io("write", path, e),
         e => TrainError::internal(format!("cannot write {}: {e}", path.display())).caused_by(e),
     })?;
     File::open(path).and_then(|f| f.sync_all()).map_err(|e| TrainError::io("sync", path, e))
+}
+
+/// Values to be written as a tensor, turned into bytes only when their turn comes.
+#[derive(Debug, Clone)]
+pub struct Values<'a> {
+    pub shape: Vec<usize>,
+    pub values: &'a [f32],
+}
+
+impl View for Values<'_> {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Owned(self.values.iter().flat_map(|v| v.to_le_bytes()).collect())
+    }
+
+    fn data_len(&self) -> usize {
+        size_of_val(self.values)
+    }
 }
 
 /// Copies a file and syncs the copy.

@@ -61,7 +61,8 @@ pub(super) fn run(setup: &Setup, observer: &mut dyn Observer) -> Result<Outcome,
         Ok(run) => run,
         Err(Halt::Failed(error)) => return Err(error),
         Err(Halt::Stopped(reason)) => {
-            return Ok(Outcome::Stopped { reason, step: 0, checkpoint: setup.resume.clone() });
+            let step = setup.resume.as_deref().and_then(checkpoint::step_in).unwrap_or(0);
+            return Ok(Outcome::Stopped { reason, step, checkpoint: setup.resume.clone() });
         }
     };
     match run.train_loop() {

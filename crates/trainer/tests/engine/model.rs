@@ -161,7 +161,7 @@ fn shards_give_the_model_of_a_single_file() {
     for file in ["model-1.safetensors", "model-2.safetensors"] {
         let part: Tensors =
             tensors.iter().filter(|(n, _)| shard(n) == file).map(|(n, t)| (n.clone(), t.clone())).collect();
-        write_tensors(&path.join(file), &part).unwrap();
+        write_tensors(&path.join(file), part).unwrap();
     }
     let map: serde_json::Map<String, serde_json::Value> =
         tensors.keys().map(|n| (n.clone(), shard(n).into())).collect();

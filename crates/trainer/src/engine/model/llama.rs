@@ -269,7 +269,10 @@ pub(super) fn build(
     let weights = expected.iter().map(|(_, s)| u64::try_from(s.iter().product::<usize>()).unwrap_or(u64::MAX)).sum();
     let dims =
         Dims { layers: c.num_hidden_layers, hidden: h, vocab: v, heads: c.heads(), context: c.max_position_embeddings };
-    let rope = RopeTable::from_inverse_frequencies(&frequencies, options.max_positions.max(1))?;
+    let rope = RopeTable::from_inverse_frequencies(
+        &frequencies,
+        options.max_positions.clamp(1, c.max_position_embeddings.max(1)),
+    )?;
     Ok(Box::new(Llama { dims, embed, blocks: blocks?, norm, head, rope, params, weights }))
 }
 
