@@ -5,13 +5,21 @@
 use crate::{
     digest::read_failed,
     gateway::{Gateway, store_failed},
+    keys::Key,
+    rows,
     safetensors::{self, Tensor},
-    store::{ByteRange, Place},
+    store::ByteRange,
 };
 use futures::TryStreamExt;
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::{
+    Deserialize,
+    de::{DeserializeOwned, IgnoredAny},
+};
 use service::{ApiError, ApiResult};
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::BufReader,
+};
 use wire::{
     model::ModelInfo,
     problem::{Code, FieldError, Problem},
@@ -21,7 +29,7 @@ use wire::{
 const MAX_FILES: usize = 1000;
 /// Largest JSON file but the tokenizer.
 const MAX_JSON: u64 = 16 << 20;
-/// Largest tokenizer.json; those of 256k-token vocabularies have about 35 MB.
+/// Largest tokenizer.json; those of 256k-token vocabularies have about 35 MB. It is not kept in memory.
 const MAX_TOKENIZER: u64 = 64 << 20;
 /// Defects in one answer.
 const MAX_DEFECTS: usize = 20;
@@ -37,7 +45,7 @@ const UNSAFE: [&str; 12] = ["bin", "pt", "pth", "pkl", "pickle", "ckpt", "joblib
 
 /// Describes the model below `prefix`, or answers `MODEL_CORRUPT` naming each bad file and why.
 pub async fn inspect(gateway: &Gateway, prefix: &str) -> ApiResult<ModelInfo> {
-    let _turn = gateway.reading_turn().await?;
+    let _turn = gateway.parsing_turn().await?;
     let prefix = if prefix.ends_with('/') { prefix.to_owned() } else { format!("{prefix}/") };
     let mut model = Model { gateway, files: list(gateway, &prefix).await?, prefix, defects: Vec::new() };
     let info = model.inspect().await?;
@@ -98,7 +106,7 @@ impl Model<'_> {
     async fn inspect(&mut self) -> ApiResult<Option<ModelInfo>> {
         self.refuse_unsafe_files();
         let config: Option<Config> = self.json(CONFIG, MAX_JSON).await?;
-        let tokenizer: Option<serde_json::Map<String, serde_json::Value>> = self.json(TOKENIZER, MAX_TOKENIZER).await?;
+        let tokenizer: Option<BTreeMap<String, IgnoredAny>> = self.json(TOKENIZER, MAX_TOKENIZER).await?;
         if tokenizer.is_some_and(|t| !t.contains_key("model")) {
             self.defect(TOKENIZER, "it has no `model`; it is not a tokenizer of the tokenizers library");
         }
@@ -123,7 +131,7 @@ impl Model<'_> {
     }
 
     /// The parsed file; a missing or malformed one becomes a defect.
-    async fn json<T: DeserializeOwned>(&mut self, path: &str, limit: u64) -> ApiResult<Option<T>> {
+    async fn json<T: DeserializeOwned + Send + 'static>(&mut self, path: &str, limit: u64) -> ApiResult<Option<T>> {
         let Some(size) = self.files.get(path).copied() else {
             self.defect(path, "the file is missing");
             return Ok(None);
@@ -132,21 +140,25 @@ impl Model<'_> {
             self.defect(path, format!("it has {size} bytes, more than {limit} are not accepted"));
             return Ok(None);
         }
-        let bytes = self.bytes(path, None).await?;
-        match serde_json::from_slice(&bytes) {
+        let key = Key::parse(&format!("{}{path}", self.prefix))?;
+        let parsed = rows::parse_now(self.gateway, &key, |reader| {
+            match serde_json::from_reader::<_, T>(BufReader::with_capacity(1 << 16, reader)) {
+                Err(e) if e.is_io() => Err(e.into()),
+                other => Ok(other.map_err(|e| e.to_string())),
+            }
+        });
+        match parsed.await? {
             Ok(value) => Ok(Some(value)),
-            Err(e) => {
-                self.defect(path, format!("it is not what it should be: {e}"));
+            Err(reason) => {
+                self.defect(path, format!("it is not what it should be: {reason}"));
                 Ok(None)
             }
         }
     }
 
-    async fn bytes(&self, path: &str, range: Option<ByteRange>) -> ApiResult<Vec<u8>> {
-        let key = format!("{}{path}", self.prefix);
-        let bucket = self.gateway.buckets.with_prefix(&key).first().copied().unwrap_or_default().to_owned();
-        let place = Place { bucket, key };
-        let download = self.gateway.store.get(&place, range.as_ref()).await;
+    async fn bytes(&self, path: &str, range: std::ops::Range<u64>) -> ApiResult<Vec<u8>> {
+        let place = self.gateway.place(&Key::parse(&format!("{}{path}", self.prefix))?);
+        let download = self.gateway.store.get(&place, Some(&ByteRange::Bounded(range))).await;
         let body = download.map_err(|e| store_failed(e, &place.key))?.body;
         let bytes = body.try_fold(Vec::new(), |mut all, chunk| async move {
             all.extend_from_slice(&chunk);
@@ -176,13 +188,13 @@ impl Model<'_> {
 
     async fn header(&self, path: &str) -> ApiResult<Result<BTreeMap<String, Tensor>, String>> {
         let size = self.files.get(path).copied().unwrap_or(0);
-        let first = if size < 8 { Vec::new() } else { self.bytes(path, Some(ByteRange::Bounded(0..8))).await? };
+        let first = if size < 8 { Vec::new() } else { self.bytes(path, 0..8).await? };
         let length = match safetensors::header_length(&first, size) {
             Ok(length) => length,
             Err(reason) => return Ok(Err(reason)),
         };
         let end = length.saturating_add(8);
-        let json = self.bytes(path, Some(ByteRange::Bounded(8..end))).await?;
+        let json = self.bytes(path, 8..end).await?;
         Ok(safetensors::parse_header(&json, size.saturating_sub(end)))
     }
 

@@ -17,7 +17,7 @@ use actix_web::{
 };
 use futures::{StreamExt, TryStreamExt, stream};
 use serde::Deserialize;
-use service::ApiResult;
+use service::{ApiError, ApiResult};
 use std::sync::Arc;
 use wire::{
     dataset::{DatasetPreview, ValidationReport},
@@ -70,11 +70,12 @@ async fn complete_upload(
     gateway: Shared,
     caller: Caller,
     id: Path<String>,
-    body: Option<Json<CompleteUpload>>,
+    body: web::Bytes,
 ) -> ApiResult<Json<ObjectInfo>> {
     let session = gateway.sessions.open(&id)?;
     let key = caller.writable(&session.key)?;
-    let request = body.map(Json::into_inner).unwrap_or_default();
+    // The body is optional, but a malformed one must not pass for "no digest".
+    let request = if body.is_empty() { CompleteUpload::default() } else { parse_json(&body)? };
     uploads::complete(&gateway, &key, &session, &request).await.map(Json)
 }
 
@@ -194,6 +195,10 @@ async fn preview_dataset(
 async fn inspect_model(gateway: Shared, caller: Caller, body: Json<InspectRequest>) -> ApiResult<Json<ModelInfo>> {
     caller.check_readable_prefix(&body.prefix)?;
     model::inspect(&gateway, &body.prefix).await.map(Json)
+}
+
+fn parse_json<T: serde::de::DeserializeOwned>(body: &[u8]) -> ApiResult<T> {
+    serde_json::from_slice(body).map_err(|e| ApiError::new(Code::Invalid, format!("request body: {e}")))
 }
 
 fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {

@@ -1,4 +1,4 @@
-//! Datasets: the blocking parsers of crate `dataset` fed from storage through a bounded channel.
+//! Blocking parsers (crate `dataset`, JSON) fed from storage through a bounded channel: constant memory.
 
 use crate::{
     digest::{read, read_failed},
@@ -17,13 +17,22 @@ use tokio::sync::mpsc;
 /// Chunks on their way to the parser.
 const QUEUE: usize = 8;
 
-/// Runs `parse` over the object on a thread of its own. It may stop reading early.
+/// Runs `parse` over the object when its turn has come.
 pub async fn parse_object<T, F>(gateway: &Gateway, key: &Key, parse: F) -> ApiResult<T>
 where
     T: Send + 'static,
     F: FnOnce(ChannelReader) -> io::Result<T> + Send + 'static,
 {
     let _turn = gateway.parsing_turn().await?;
+    parse_now(gateway, key, parse).await
+}
+
+/// Runs `parse` over the object on a thread of its own. It may stop reading early. The caller has a turn.
+pub async fn parse_now<T, F>(gateway: &Gateway, key: &Key, parse: F) -> ApiResult<T>
+where
+    T: Send + 'static,
+    F: FnOnce(ChannelReader) -> io::Result<T> + Send + 'static,
+{
     let place = gateway.place(key);
     let head = gateway.store.head(&place).await.map_err(|e| store_failed(e, key))?;
     let (sender, receiver) = mpsc::channel(QUEUE);

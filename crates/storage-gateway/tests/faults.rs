@@ -112,3 +112,29 @@ async fn a_key_the_store_cannot_hold_is_refused_with_the_reason() {
     assert_eq!(gateway.get_object(&gateway.job_key("dir")).await.status, StatusCode::NOT_FOUND);
     assert!(!gateway.log().contains("ERROR"), "{}", gateway.log());
 }
+
+/// The data directory is a file system of 16 MiB, mounted where only the gateway sees it.
+#[tokio::test]
+async fn a_full_disk_is_explained_and_leaves_nothing_half_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    let gateway = support::command(dir.path(), &[("S3_ENDPOINT", "")]);
+    let mut command = std::process::Command::new("unshare");
+    let mount = "mount -t tmpfs -o size=16m tmpfs \"$DATA_DIR\" && exec \"$0\"";
+    command.args(["--map-root-user", "--mount", "sh", "-c", mount]).arg(gateway.get_program()).env_clear();
+    command.env("PATH", std::env::var_os("PATH").unwrap());
+    command.envs(gateway.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let gateway = TestGateway::spawn(dir, command).await;
+
+    let key = gateway.model_key("a");
+    for _ in 0..2 {
+        let full = gateway.put(&key, noise(30 * MIB)).await.expect(StatusCode::SERVICE_UNAVAILABLE);
+        let detail = full.problem("UNAVAILABLE");
+        assert!(detail.contains("the disk of the data directory is full; free some space"), "{detail}");
+        assert_eq!(gateway.get_object(&key).await.status, StatusCode::NOT_FOUND);
+    }
+    // What was refused has been cleaned up, so that something smaller fits; the cleaning may take a moment.
+    let fits = async { while gateway.put(&key, noise(8 * MIB - 1)).await.status != StatusCode::OK {} };
+    tokio::time::timeout(Duration::from_secs(30), fits).await.expect("the refused parts still fill the disk");
+}

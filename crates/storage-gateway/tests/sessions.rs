@@ -70,6 +70,19 @@ async fn a_wrong_digest_keeps_nothing() {
 }
 
 #[tokio::test]
+async fn a_malformed_completion_does_not_pass_for_one_without_a_digest() {
+    let gateway = TestGateway::start().await;
+    let (key, data) = (gateway.dataset_key("train.jsonl"), noise(1000));
+    let session = gateway.open(&key, data.len(), None).await;
+    gateway.put_part(&session["parts"][0], &data).await.expect(StatusCode::OK);
+    for body in [json!({ "sha256": 7 }), json!({ "sha265": sha256(&data) }), json!({ "sha256": "abc" })] {
+        gateway.complete(&session, &body).await.expect(StatusCode::UNPROCESSABLE_ENTITY).problem("INVALID");
+    }
+    let path = format!("/uploads/{}/complete", session["id"].as_str().unwrap());
+    Reply::of(gateway.request(reqwest::Method::POST, &path)).await.expect(StatusCode::OK);
+}
+
+#[tokio::test]
 async fn a_part_of_another_size_than_announced_is_refused_by_storage() {
     let gateway = TestGateway::start().await;
     let key = gateway.dataset_key("train.jsonl");

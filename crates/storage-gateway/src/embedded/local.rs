@@ -131,7 +131,11 @@ impl LocalS3 {
             cause = inner.source();
         }
         tracing::dispatcher::with_default(&self.log, || tracing::error!("{text}"));
-        if full { s3_error!(ServiceUnavailable, "no space left on the disk of the data directory") } else { error }
+        if full {
+            s3_error!(ServiceUnavailable, "the disk of the data directory is full; free some space")
+        } else {
+            error
+        }
     }
 
     async fn check_upload(&self, upload_id: &str) -> S3Result<()> {

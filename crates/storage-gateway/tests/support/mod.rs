@@ -75,10 +75,16 @@ impl TestGateway {
     }
 
     pub async fn in_dir(dir: TempDir, vars: &[(&str, &str)]) -> Self {
+        let command = command(dir.path(), vars);
+        Self::spawn(dir, command).await
+    }
+
+    /// Runs a command that becomes a gateway in `dir`, and waits until it serves.
+    pub async fn spawn(dir: TempDir, mut command: Command) -> Self {
         let ready = dir.path().join("ready.json");
         let _ = std::fs::remove_file(&ready);
         let log = std::fs::File::create(dir.path().join("log")).unwrap();
-        let mut child = command(dir.path(), vars).stderr(log).stdout(Stdio::null()).spawn().unwrap();
+        let mut child = command.stderr(log).stdout(Stdio::null()).spawn().unwrap();
         let deadline = Instant::now() + Duration::from_secs(30);
         let url = loop {
             if let Ok(bytes) = std::fs::read(&ready) {
