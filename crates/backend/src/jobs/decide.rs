@@ -18,6 +18,9 @@ use chrono::{DateTime, Utc};
 use std::time::Duration;
 use wire::job::{Failure, FailureCode, JobState};
 
+#[cfg(test)]
+mod model;
+
 /// A job's row with its current attempt, read in one transaction together with the database's clock.
 #[derive(Debug, Clone)]
 pub struct JobSnapshot {

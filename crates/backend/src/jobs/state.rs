@@ -37,3 +37,39 @@ pub const fn has_runtime(state: JobState) -> bool {
         JobState::Starting | JobState::Running | JobState::Pausing | JobState::Cancelling | JobState::Finalizing
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn what_is_over_stays_over_and_everything_else_can_end_every_way_it_should() {
+        for from in JobState::ALL {
+            let next: Vec<JobState> = JobState::ALL.into_iter().filter(|to| can(from, *to)).collect();
+            assert_eq!(next.is_empty(), from.is_terminal(), "{from}");
+            let cancel = if has_runtime(from) { JobState::Cancelling } else { JobState::Cancelled };
+            let cancellable = from.is_terminal() || from == JobState::Cancelling || can(from, cancel);
+            assert!(cancellable, "{from} cannot be cancelled");
+        }
+    }
+
+    #[test]
+    fn only_finalizing_leads_to_success_and_only_cancelling_a_runtime_to_cancelled() {
+        assert_eq!(sources(JobState::Succeeded), [JobState::Finalizing]);
+        let with_runtime: Vec<JobState> =
+            sources(JobState::Cancelled).into_iter().filter(|s| has_runtime(*s)).collect();
+        assert_eq!(with_runtime, [JobState::Cancelling]);
+    }
+
+    #[test]
+    fn every_state_can_be_reached_from_the_first_one() {
+        let mut reached = BTreeSet::from([JobState::Validating.as_str()]);
+        for _ in JobState::ALL {
+            for from in JobState::ALL.into_iter().filter(|s| reached.contains(s.as_str())).collect::<Vec<_>>() {
+                reached.extend(JobState::ALL.into_iter().filter(|to| can(from, *to)).map(JobState::as_str));
+            }
+        }
+        assert_eq!(reached.len(), JobState::ALL.len());
+    }
+}

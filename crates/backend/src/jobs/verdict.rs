@@ -249,7 +249,7 @@ pub fn silence(job: &JobSnapshot, attempt: &AttemptSnapshot, policy: &Policy, ru
             ),
         };
     }
-    let code = if *runtime == Runtime::Alive { FailureCode::LeaseExpired } else { FailureCode::StartFailed };
+    let code = if *runtime == Runtime::NotStarted { FailureCode::StartFailed } else { FailureCode::LeaseExpired };
     Failure {
         code,
         message: format!(
@@ -312,5 +312,72 @@ pub fn signal_name(number: i32) -> String {
     match nix::sys::signal::Signal::try_from(number) {
         Ok(signal) => format!("signal {number} ({signal})"),
         Err(_) => format!("signal {number}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job(state: JobState) -> (JobSnapshot, AttemptSnapshot) {
+        let attempt =
+            AttemptSnapshot { epoch: 1, claimed: true, checkpoint_step: Some(40), ..AttemptSnapshot::default() };
+        let job = JobSnapshot {
+            state,
+            attempt: 2,
+            max_attempts: 3,
+            epoch: 1,
+            retry_at: None,
+            lease_expires_at: None,
+            step: 41,
+            current: Some(attempt.clone()),
+        };
+        (job, attempt)
+    }
+
+    fn judge(ending: Ending) -> Verdict {
+        let (job, attempt) = job(JobState::Running);
+        of(&job, &attempt, &Exit { ending, log_tail: "the last line".into(), peak_memory: Some(300 << 20) })
+    }
+
+    #[test]
+    fn every_exit_code_of_the_contract_has_its_meaning() {
+        let code = |code| judge(Ending::Code { code }).failure.map(|f| f.code);
+        assert_eq!(code(exit::SUCCEEDED), Some(FailureCode::TrainerDied), "success without a report is none");
+        assert_eq!(code(exit::FATAL), Some(FailureCode::Internal));
+        assert_eq!(code(exit::RETRYABLE), Some(FailureCode::StorageUnavailable));
+        assert_eq!(code(exit::CANCELLED), Some(FailureCode::TrainerDied), "nobody cancelled");
+        assert_eq!(code(exit::PAUSED), Some(FailureCode::Preempted), "nobody paused");
+        assert_eq!(code(exit::FENCED), Some(FailureCode::TrainerDied));
+        assert_eq!(code(exit::PREEMPTED), Some(FailureCode::Preempted));
+        assert_eq!(code(101), Some(FailureCode::TrainerDied));
+    }
+
+    #[test]
+    fn a_killed_trainer_is_explained_with_signal_place_and_log() {
+        let failure = judge(Ending::Signal { signal: libc::SIGKILL, out_of_memory: false }).failure.unwrap();
+        assert_eq!(failure.code, FailureCode::TrainerDied);
+        assert_eq!(
+            failure.message,
+            "the trainer was killed by signal 9 (SIGKILL) at step 41 of attempt 2 (last durable checkpoint: step 40), having used up to 300 MiB; something outside Hone sent that signal: look into the system's log\nlast lines of the trainer's log:\nthe last line"
+        );
+    }
+
+    #[test]
+    fn running_out_of_memory_is_not_tried_again_and_says_what_to_lower() {
+        let failure = judge(Ending::Signal { signal: libc::SIGKILL, out_of_memory: true }).failure.unwrap();
+        assert_eq!(failure.code, FailureCode::TrainerOom);
+        assert!(!failure.code.is_retryable());
+        assert!(failure.message.contains("lower training.per_device_train_batch_size"), "{}", failure.message);
+    }
+
+    #[test]
+    fn what_was_reported_counts_more_than_how_the_process_ended() {
+        let (job, mut attempt) = job(JobState::Running);
+        attempt.outcome = Some(Outcome::Failed);
+        attempt.failure = Some(Failure { code: FailureCode::Diverged, message: "loss is NaN".into() });
+        let verdict = of(&job, &attempt, &Exit::new(Ending::Signal { signal: libc::SIGKILL, out_of_memory: false }));
+        assert_eq!(verdict.failure.map(|f| f.message).as_deref(), Some("loss is NaN"));
+        assert_eq!(verdict.exit_code, Some(137));
     }
 }

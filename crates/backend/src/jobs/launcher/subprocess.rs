@@ -155,11 +155,25 @@ impl Subprocess {
             .status();
         // The first stage only starts the second one.
         match tokio::time::timeout(Duration::from_secs(10), status).await {
-            Ok(Ok(status)) if status.success() => Ok(()),
+            Ok(Ok(status)) if status.success() => {
+                claimed(&dir).await;
+                Ok(())
+            }
             Ok(Ok(status)) => Err(LaunchError::Transient(format!("the supervisor ended with {status}"))),
             Ok(Err(e)) => Err(failed(&format!("cannot run the supervisor {}", self.config.supervisor.display()), e)),
             Err(_) => Err(LaunchError::Transient("the supervisor did not detach within 10 s".into())),
         }
+    }
+}
+
+/// Waits a moment for the supervisor to take the attempt up, so that it is not launched again meanwhile.
+async fn claimed(dir: &Path) {
+    let record = dir.join(record::RECORD);
+    for _ in 0..100 {
+        if tokio::fs::try_exists(&record).await.unwrap_or(false) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
@@ -280,4 +294,38 @@ fn remove_old(root: &Path, keep: usize) -> io::Result<()> {
     ended.sort();
     let excess = ended.len().saturating_sub(keep);
     ended.into_iter().take(excess).try_for_each(|(_, dir)| fs::remove_dir_all(dir))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_newest_ended_attempts_are_kept() {
+        let root = std::env::temp_dir().join(format!("hone-tidy-{}", uuid::Uuid::new_v4()));
+        let dirs: Vec<PathBuf> = (0..5).map(|n| root.join(format!("a{n}"))).collect();
+        for dir in &dirs {
+            record::withdraw(dir, JobId::random(), 1, Ending::Withdrawn).unwrap();
+        }
+        fs::write(dirs[0].join(record::LOG), "not in storage yet").unwrap();
+        remove_old(&root, 2).unwrap();
+        let left: Vec<bool> = dirs.iter().map(|d| d.exists()).collect();
+        assert_eq!(left, [true, false, false, true, true]);
+        fs::remove_dir_all(&root).unwrap();
+    }
+
+    #[test]
+    fn a_trainer_inherits_only_what_is_listed() {
+        let env: Env = [
+            ("PATH", "/bin"),
+            ("OTEL_SERVICE_NAME", "x"),
+            ("AWS_SECRET_ACCESS_KEY", "s"),
+            ("DATABASE_URL", "s"),
+            ("TOKEN_SIGNING_KEY", "s"),
+            ("HONE_BOOTSTRAP_KEY", "s"),
+        ]
+        .into_iter()
+        .collect();
+        assert_eq!(inheritable(&env).into_keys().collect::<Vec<_>>(), ["OTEL_SERVICE_NAME", "PATH"]);
+    }
 }

@@ -18,6 +18,7 @@ use super::{
 use crate::{AppState, error::Result, schema::training_jobs};
 use diesel::{dsl::sql, prelude::*, sql_types::Bool};
 use diesel_async::RunQueryDsl;
+use futures::FutureExt;
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -34,8 +35,8 @@ const WORKERS: usize = 32;
 const SHIFT: Duration = Duration::from_secs(20);
 /// Between two looks at a runtime that is being stopped.
 const STOP_POLL: Duration = Duration::from_millis(50);
-/// Passes between two sweeps of what ended attempts left behind.
-const SWEEP_EVERY: u64 = 3;
+/// Ticks between two sweeps of what ended attempts left behind.
+const SWEEP_EVERY: u32 = 3;
 
 /// Wakes the reconciler, in whole or for one job.
 #[derive(Debug, Default)]
@@ -115,8 +116,15 @@ impl Reconciler {
 
     /// Runs until `stop`; attempts go on without it.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
+        tokio::select! {
+            () = self.passes() => {}
+            () = self.sweeps() => {}
+            () = stop.cancelled() => {}
+        }
+    }
+
+    async fn passes(self: &Arc<Self>) {
         let mut shifts = JoinSet::new();
-        let mut passes: u64 = 0;
         loop {
             match self.pass(&mut shifts).await {
                 Ok(()) => {}
@@ -126,18 +134,20 @@ impl Reconciler {
                     tracing::warn!(error = %service::error::chain(&error), "cannot read the jobs, trying again");
                 }
             }
-            if passes.is_multiple_of(SWEEP_EVERY) {
-                self.sweep().await;
-            }
-            passes = passes.wrapping_add(1);
             while shifts.try_join_next().is_some() {}
             tokio::select! {
                 () = tokio::time::sleep(self.policy.tick) => {}
                 () = self.hints.any.notified() => {}
-                () = stop.cancelled() => break,
             }
         }
-        shifts.shutdown().await;
+    }
+
+    /// Beside the passes, because storage may be slow.
+    async fn sweeps(&self) {
+        loop {
+            self.sweep().await;
+            tokio::time::sleep(self.policy.tick * SWEEP_EVERY).await;
+        }
     }
 
     fn distrust_leases(&self) {
@@ -181,8 +191,15 @@ impl Reconciler {
             let Some(shift) = self.hints.take(job) else { continue };
             let me = Arc::clone(self);
             shifts.spawn(async move {
-                if let Err(error) = me.attend(&shift).await {
-                    tracing::warn!(job.id = %shift.job, error = %service::error::chain(&error), "cannot attend to the job now");
+                loop {
+                    if let Err(error) = me.attend(&shift).await {
+                        let error = service::error::chain(&error);
+                        tracing::warn!(job.id = %shift.job, error, "cannot attend to the job now");
+                    }
+                    // It changed while we were busy with what it was.
+                    if shift.changed.notified().now_or_never().is_none() {
+                        break;
+                    }
                 }
             });
         }

@@ -70,21 +70,32 @@ fn read_if_there(path: &Path) -> io::Result<Vec<u8>> {
     }
 }
 
-/// The last `lines` lines, reading at most 16 KiB.
+/// The last `lines` lines within the last 16 KiB.
 #[must_use]
 pub fn tail(dir: &Path, lines: usize) -> String {
-    let read = || -> io::Result<Vec<u8>> {
-        let mut file = File::open(dir.join(LOG))?;
-        let size = file.metadata()?.len();
-        file.seek(SeekFrom::Start(size.saturating_sub(16 << 10)))?;
-        let mut bytes = Vec::new();
-        file.take(16 << 10).read_to_end(&mut bytes)?;
-        Ok(bytes)
-    };
-    let bytes = read().unwrap_or_default();
+    const REACH: u64 = 16 << 10;
+    let mut bytes = end_of(&dir.join(LOG), REACH);
+    let read = u64::try_from(bytes.len()).unwrap_or(REACH);
+    if read < REACH {
+        // Just after a rotation most of the tail is in the older file.
+        let newer = std::mem::replace(&mut bytes, end_of(&dir.join(OLD_LOG), REACH - read));
+        bytes.extend(newer);
+    }
     let text = String::from_utf8_lossy(&bytes);
     let all: Vec<&str> = text.lines().collect();
     all.get(all.len().saturating_sub(lines)..).unwrap_or_default().join("\n")
+}
+
+fn end_of(path: &Path, bytes: u64) -> Vec<u8> {
+    let read = || -> io::Result<Vec<u8>> {
+        let mut file = File::open(path)?;
+        let size = file.metadata()?.len();
+        file.seek(SeekFrom::Start(size.saturating_sub(bytes)))?;
+        let mut end = Vec::new();
+        file.take(bytes).read_to_end(&mut end)?;
+        Ok(end)
+    };
+    read().unwrap_or_default()
 }
 
 #[cfg(test)]

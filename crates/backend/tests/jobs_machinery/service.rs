@@ -1,0 +1,133 @@
+//! `TRAINING_MODE=http`: a trainer service with the contract of `wire::job`, whose trainers are real processes.
+
+use crate::world::{Settings, World, script_trainer};
+use actix_web::{App, HttpResponse, HttpServer, web};
+use chrono::Utc;
+use serde_json::json;
+use std::{
+    collections::HashMap,
+    net::TcpListener,
+    os::unix::process::ExitStatusExt,
+    path::PathBuf,
+    process::{Child, Command},
+    sync::Mutex,
+};
+use wire::{
+    JobId, JobState,
+    job::{StartTraining, TrainerRun, TrainerRunState},
+    job_env,
+};
+
+struct Service {
+    dir: PathBuf,
+    runs: Mutex<HashMap<(JobId, u32), Child>>,
+}
+
+impl Service {
+    fn view(job_id: JobId, attempt: u32, child: &mut Child) -> TrainerRun {
+        let status = child.try_wait().unwrap();
+        TrainerRun {
+            job_id,
+            attempt,
+            state: if status.is_some() { TrainerRunState::Exited } else { TrainerRunState::Running },
+            pid: child.id(),
+            exit_code: status.and_then(|s| s.code()),
+            signal: status.and_then(|s| s.signal()),
+            started_at: Utc::now(),
+            finished_at: None,
+        }
+    }
+}
+
+async fn start(request: web::Json<StartTraining>, service: web::Data<Service>) -> HttpResponse {
+    let (job, attempt) = (request.job_id, request.attempt);
+    let mut runs = service.runs.lock().unwrap();
+    let child = runs.entry((job, attempt)).or_insert_with(|| {
+        let file = |name: &str, text: String| {
+            let path = service.dir.join(format!("{job}-{attempt}-{name}"));
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        Command::new(script_trainer())
+            .env(job_env::JOB_ID, job.to_string())
+            .env(job_env::ATTEMPT, attempt.to_string())
+            .env(job_env::JOB_SPEC_FILE, file("spec", serde_json::to_string(&request.spec).unwrap()))
+            .env(job_env::JOB_TOKEN_FILE, file("token", request.job_token.clone()))
+            .env(job_env::CALLBACK_URL, &request.callback_url)
+            .env(job_env::STORAGE_GATEWAY_URL, &request.storage_gateway_url)
+            .spawn()
+            .unwrap()
+    });
+    HttpResponse::Created().json(Service::view(job, attempt, child))
+}
+
+async fn status(path: web::Path<(JobId, u32)>, service: web::Data<Service>) -> HttpResponse {
+    match service.runs.lock().unwrap().get_mut(&path) {
+        Some(child) => HttpResponse::Ok().json(Service::view(path.0, path.1, child)),
+        None => HttpResponse::NotFound().finish(),
+    }
+}
+
+async fn stop(path: web::Path<(JobId, u32)>, service: web::Data<Service>) -> HttpResponse {
+    match service.runs.lock().unwrap().get_mut(&path) {
+        Some(child) => {
+            child.kill().unwrap();
+            HttpResponse::Ok().json(Service::view(path.0, path.1, child))
+        }
+        None => HttpResponse::NotFound().finish(),
+    }
+}
+
+fn serve(dir: PathBuf, listener: TcpListener) {
+    let service = web::Data::new(Service { dir, runs: Mutex::default() });
+    let server = HttpServer::new(move || {
+        App::new()
+            .app_data(service.clone())
+            .app_data(web::JsonConfig::default().limit(1 << 20))
+            .route("/training/start", web::post().to(start))
+            .route("/training/{job}/{attempt}", web::get().to(status))
+            .route("/training/{job}/{attempt}/stop", web::post().to(stop))
+    });
+    tokio::spawn(server.workers(1).disable_signals().listen(listener).unwrap().run());
+}
+
+/// A socket that nobody accepts on, and its URL.
+fn reserve() -> (TcpListener, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    (listener, url)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_run_on_a_trainer_service_and_are_retried_and_cancelled_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let (listener, url) = reserve();
+    serve(dir.path().to_path_buf(), listener);
+    let world = World::with(Settings::default().with("TRAINING_MODE", "http").with("TRAINER_SERVICE_URL", url)).await;
+    let script = json!({
+        "1": [{"op": "started"}, {"op": "metrics", "from": 1, "to": 2}, {"op": "signal", "number": 9}],
+        "2": [{"op": "started"}, {"op": "metrics", "from": 1, "to": 3}, {"op": "finish", "steps": 3}],
+    });
+    let job = world.job(script).await;
+    assert_eq!(world.wait(job, JobState::Succeeded).await.attempt, 2);
+    let job = world.job(json!({"1": [{"op": "started"}, {"op": "defy"}]})).await;
+    world.wait(job, JobState::Running).await;
+    world.post(&format!("/training/jobs/{job}/cancel")).await;
+    world.wait(job, JobState::Cancelled).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_on_an_unreachable_service_is_cancelled_once_nothing_can_run_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let (listener, url) = reserve();
+    drop(listener);
+    let settings = Settings::default().with("TRAINING_MODE", "http").with("TRAINER_SERVICE_URL", &url);
+    let world = World::with(settings).await;
+    let job = world.job(json!({})).await;
+    world.wait(job, JobState::Starting).await;
+    let (_, view) = world.post(&format!("/training/jobs/{job}/cancel")).await;
+    assert_eq!(view["state"], "cancelling", "a trainer may live there");
+    let address = url.trim_start_matches("http://");
+    serve(dir.path().to_path_buf(), TcpListener::bind(address).unwrap());
+    world.wait(job, JobState::Cancelled).await;
+}
