@@ -66,7 +66,7 @@ fn check(request: &CreateModel) -> Result<()> {
         0 => String::new(),
         n => format!(" (and {n} more)"),
     };
-    let detail = format!("model files: {}: {}{more}", first.path, first.message);
+    let detail = format!("model: {}: {}{more}", first.path, first.message);
     Err(Problem::new(Code::Invalid, detail).with_errors(errors).into())
 }
 

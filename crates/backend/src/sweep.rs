@@ -13,8 +13,6 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 const EVERY: Duration = Duration::from_secs(60);
-/// An upload through a backend shows a sign of life every minute; validation of a large file takes longer.
-const STREAM_SILENCE: TimeDelta = TimeDelta::minutes(30);
 /// A client may come back to an upload straight to storage for this long.
 const SESSION_SILENCE: TimeDelta = TimeDelta::hours(24);
 
@@ -38,7 +36,7 @@ pub async fn sweep(state: &AppState) -> Result<()> {
     let now = Utc::now();
     let stale = async move |conn: &mut crate::db::Conn| {
         idempotency::forget_old(conn).await?;
-        let datasets = Dataset::stale(conn, now - STREAM_SILENCE, now - SESSION_SILENCE).await?;
+        let datasets = Dataset::stale(conn, now - datasets::SILENCE, now - SESSION_SILENCE).await?;
         Ok((datasets, Model::stale(conn, now - SESSION_SILENCE).await?))
     };
     let (datasets, models) = state.db.system(stale).await?;

@@ -180,9 +180,10 @@ impl Client {
             .connect_timeout(Duration::from_secs(5))
             .read_timeout(config.read_timeout)
             .pool_idle_timeout(Duration::from_secs(30))
-            .redirect(reqwest::redirect::Policy::none())
-            .build()
-            .map_err(ClientError::Build)?;
+            .redirect(reqwest::redirect::Policy::none());
+        // HTTP_PROXY without NO_PROXY is common, and no proxy reaches this machine's own loopback.
+        let http = if is_loopback(&config.base_url) { http.no_proxy() } else { http };
+        let http = http.build().map_err(ClientError::Build)?;
         let breaker = Arc::new(Breaker::new(config.service));
         Ok(Self { http, config: Arc::new(config), breaker })
     }
@@ -282,6 +283,18 @@ impl Client {
     }
 }
 
+/// Whether `url` names this machine.
+#[must_use]
+pub fn is_loopback(url: &str) -> bool {
+    let host = url::Url::parse(url).ok().and_then(|u| u.host().map(|h| h.to_owned()));
+    match host {
+        Some(url::Host::Domain(name)) => name == "localhost",
+        Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
+        Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
+        None => false,
+    }
+}
+
 async fn into_error(service: &'static str, response: reqwest::Response) -> ClientError {
     let status = response.status();
     let body = response.text().await.unwrap_or_default();
@@ -354,6 +367,16 @@ mod tests {
         assert!(matches!(breaker.check(), Err(ClientError::BreakerOpen { .. })));
         breaker.record(true);
         assert!(breaker.check().is_ok());
+    }
+
+    #[test]
+    fn only_this_machine_is_loopback() {
+        for url in ["http://127.0.0.1:8700", "http://localhost/x", "http://[::1]:1/"] {
+            assert!(is_loopback(url), "{url}");
+        }
+        for url in ["http://10.0.0.1", "https://localhost.example.com", "http://127.0.0.1.example.com", "nonsense"] {
+            assert!(!is_loopback(url), "{url}");
+        }
     }
 
     #[tokio::test]

@@ -47,7 +47,11 @@ pub async fn run(options: LocalRun) -> anyhow::Result<ExitCode> {
     let raised = Arc::clone(&stop);
     tokio::spawn(async move {
         if tokio::signal::ctrl_c().await.is_ok() {
+            say("finishing the step and writing a checkpoint; press Ctrl-C again to leave at once");
             raised.store(true, Ordering::Relaxed);
+        }
+        if tokio::signal::ctrl_c().await.is_ok() {
+            std::process::exit(130);
         }
     });
     let mut progress = Progress::new(stop);

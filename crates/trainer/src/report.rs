@@ -24,10 +24,13 @@ use tokio::{
     task::JoinHandle,
     time::Instant,
 };
+use tracing::Instrument;
 use wire::{CallbackBatch, CallbackReply, Event, EventKind, JobId, event::MAX_BATCH, layout};
 
-/// For one callback.
+/// For one callback, and when little time is left.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+const HURRIED_TIMEOUT: Duration = Duration::from_millis(1500);
+const HURRIED_WAIT: Duration = Duration::from_millis(250);
 
 #[derive(Debug, Clone)]
 pub struct ReportConfig {
@@ -112,8 +115,8 @@ impl Reporter {
             deadline,
             checkpoint_acked: watch::Sender::new(None),
         });
-        let sender = tokio::spawn(Sender::new(Arc::clone(&shared)).run());
-        let heart = tokio::spawn(heartbeats(Arc::clone(&shared)));
+        let sender = tokio::spawn(Sender::new(Arc::clone(&shared)).run().in_current_span());
+        let heart = tokio::spawn(heartbeats(Arc::clone(&shared)).in_current_span());
         Ok(Self { shared, writer, sender, heart })
     }
 
@@ -175,7 +178,8 @@ impl Shared {
     /// Sends once and applies what the reply says about directives and acknowledgements.
     async fn post(&self, events: Vec<Event>) -> Result<CallbackReply, ClientError> {
         let batch = self.envelope(events);
-        let request = self.client.request(Method::POST, "")?.timeout(CALL_TIMEOUT).json(&batch);
+        let timeout = if self.deadline.is_set() { HURRIED_TIMEOUT } else { CALL_TIMEOUT };
+        let request = self.client.request(Method::POST, "")?.timeout(timeout).json(&batch);
         let response = self.client.send(request).await?;
         let reply: CallbackReply =
             response.json().await.map_err(|source| ClientError::Decode { service: "backend", source })?;
@@ -281,7 +285,7 @@ impl Sender {
             }
             let in_a_hurry = shared.deadline.is_set();
             let Some(wait) = waits.next().filter(|_| !in_a_hurry || tries < 2) else { break };
-            let wait = if in_a_hurry { wait.min(Duration::from_millis(500)) } else { wait };
+            let wait = if in_a_hurry { wait.min(HURRIED_WAIT) } else { wait };
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 () = shared.contact.notified() => {}

@@ -16,6 +16,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 use tokio::{sync::watch, task::JoinHandle};
+use tracing::Instrument;
 use wire::{
     EventKind,
     event::Level,
@@ -126,7 +127,7 @@ impl Uploader {
             state: watch::Sender::default(),
         });
         let worker = Worker { shared: Arc::clone(&shared), gateway, spool, acked, stored: Vec::new() };
-        let task = tokio::spawn(worker.run());
+        let task = tokio::spawn(worker.run().in_current_span());
         (Self { shared: Arc::clone(&shared), task }, Submitter(shared))
     }
 

@@ -273,7 +273,7 @@ BEGIN
         EXECUTE format('ALTER TABLE %I FORCE ROW LEVEL SECURITY', target);
         EXECUTE format('CREATE POLICY system ON %I TO hone_system USING (true) WITH CHECK (true)', target);
         EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON %I TO hone_system', target);
-        EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON %I TO hone_app', target);
+        EXECUTE format('GRANT SELECT ON %I TO hone_app', target);
         IF target = 'users' THEN
             EXECUTE format('CREATE POLICY tenant ON %I TO hone_app USING (%s)', target, replace(tenant, 'user_id =', 'id ='));
         ELSE
@@ -282,5 +282,8 @@ BEGIN
     END LOOP;
 END
 $$;
-REVOKE INSERT, UPDATE, DELETE ON users FROM hone_app;
+-- What a request of a user may change; the rest is for trainers' reports and reconcilers.
+GRANT INSERT, UPDATE, DELETE ON datasets, models TO hone_app;
+GRANT INSERT, UPDATE ON training_jobs, idempotency_keys TO hone_app;
+GRANT INSERT ON job_events TO hone_app;
 CREATE POLICY registry ON models FOR SELECT TO hone_app USING (true);

@@ -16,6 +16,8 @@ use crate::{
     state::AppState,
     store::{Dataset, Job},
 };
+use chrono::TimeDelta;
+use std::time::Duration;
 use wire::{
     dataset::{DatasetStatus, Split},
     ids::{DatasetId, UserId},
@@ -51,6 +53,28 @@ fn taken(other: &Dataset) -> Error {
         }
     };
     Error::refused(Code::Conflict, detail)
+}
+
+/// Signs of life while an upload or a validation runs; without one for [`SILENCE`] its backend is dead.
+const BEAT: Duration = Duration::from_secs(30);
+pub const SILENCE: TimeDelta = TimeDelta::minutes(5);
+
+/// Does `work` on a dataset, and keeps the sweeper and other requests off it meanwhile.
+async fn keep_alive<T>(state: &AppState, dataset: &Dataset, work: impl Future<Output = T>) -> T {
+    let id = dataset.id();
+    let beat = async {
+        loop {
+            tokio::time::sleep(BEAT).await;
+            let touched = state.db.tenant(dataset.owner(), async move |conn| Dataset::touch(conn, id).await).await;
+            if let Err(error) = touched {
+                tracing::warn!(dataset.id = %id, error = %service::error::chain(&error), "cannot note that it is alive");
+            }
+        }
+    };
+    tokio::select! {
+        done = work => done,
+        never = beat => never,
+    }
 }
 
 /// Removes a dataset that did not become one: the row is hidden at once, then its objects go. When storage

@@ -1,12 +1,13 @@
 //! Uploads straight to storage: open sessions, then complete them.
 
-use super::{begin, discard, finish, key, too_large};
+use super::{SILENCE, begin, discard, finish, keep_alive, key, too_large};
 use crate::{
     db::Conn,
     error::{Error, Result},
     state::AppState,
     store::{Dataset, dataset::PendingFile},
 };
+use chrono::Utc;
 use wire::{
     dataset::{CreateDataset, CreateDatasetFile, CreatedDataset, DatasetStatus, DatasetView, Split},
     ids::{DatasetId, UserId},
@@ -78,12 +79,24 @@ pub async fn complete(state: &AppState, user: UserId, id: DatasetId) -> Result<D
     match dataset.status.0 {
         DatasetStatus::Ready => return Ok(dataset.into()),
         DatasetStatus::Uploading => {}
-        DatasetStatus::Validating | DatasetStatus::Invalid => {
-            return Err(Error::refused(Code::Conflict, "the dataset is being validated by another request"));
-        }
+        DatasetStatus::Validating | DatasetStatus::Invalid => take_over(state, &dataset).await?,
     }
-    let files = store_all(state, &mut dataset).await?;
-    finish(state, dataset, files).await
+    let before = dataset.clone();
+    let work = async {
+        let files = store_all(state, &mut dataset).await?;
+        finish(state, dataset, files).await
+    };
+    keep_alive(state, &before, work).await
+}
+
+/// Starts again where another request stopped to give signs of life.
+async fn take_over(state: &AppState, dataset: &Dataset) -> Result<()> {
+    let (id, deadline) = (dataset.id(), Utc::now() - SILENCE);
+    let reset = async move |conn: &mut Conn| Dataset::reset_validation(conn, id, deadline).await;
+    if state.db.tenant(dataset.owner(), reset).await? {
+        return Ok(());
+    }
+    Err(Error::refused(Code::Conflict, "another request is validating this dataset; ask for it in a moment"))
 }
 
 /// Completes what is not yet complete. Missing parts leave the dataset as it is, so that the client can

@@ -2,6 +2,7 @@
 
 use super::{discard, name};
 use crate::{
+    db::Conn,
     error::{Error, Result},
     state::AppState,
     store::Dataset,
@@ -15,6 +16,14 @@ use wire::{
 /// Validates the stored files of `dataset` and makes it ready. When it is refused, or anything else goes
 /// wrong, nothing is kept.
 pub async fn finish(state: &AppState, dataset: Dataset, files: Vec<(Split, ObjectInfo)>) -> Result<DatasetView> {
+    let (user, id) = (dataset.owner(), dataset.id());
+    let step = async move |conn: &mut Conn| {
+        Dataset::advance(conn, id, DatasetStatus::Uploading, DatasetStatus::Validating).await
+    };
+    if !state.db.tenant(user, step).await? {
+        // Whoever is validating it, or has deleted it, also decides what becomes of its objects.
+        return Err(Error::refused(Code::Conflict, "the dataset was deleted, or another request is validating it"));
+    }
     match try_finish(state, &dataset, files).await {
         Ok(view) => Ok(view),
         Err(error) => {
@@ -25,23 +34,15 @@ pub async fn finish(state: &AppState, dataset: Dataset, files: Vec<(Split, Objec
 }
 
 async fn try_finish(state: &AppState, dataset: &Dataset, files: Vec<(Split, ObjectInfo)>) -> Result<DatasetView> {
-    let (user, id) = (dataset.owner(), dataset.id());
-    let step = async move |conn: &mut crate::db::Conn| {
-        Dataset::advance(conn, id, DatasetStatus::Uploading, DatasetStatus::Validating).await
-    };
-    if !state.db.tenant(user, step).await? {
-        return Err(Error::refused(
-            Code::Conflict,
-            "the dataset was deleted, or is being completed by another request",
-        ));
-    }
     let mut validated: Vec<DatasetFile> = Vec::new();
     for (split, object) in files {
         let format = validated.as_slice().first().map(|f| f.report.format);
         validated.push(validate(state, split, object, format).await?);
     }
-    let ready = state.db.tenant(user, async move |conn| Dataset::set_ready(conn, id, validated).await).await?;
-    ready.map(Into::into).ok_or_else(|| Error::refused(Code::Conflict, "the dataset was deleted in the meantime"))
+    let id = dataset.id();
+    let ready = async move |conn: &mut Conn| Dataset::set_ready(conn, id, validated).await;
+    let row = state.db.tenant(dataset.owner(), ready).await?;
+    row.map(Into::into).ok_or_else(|| Error::refused(Code::Conflict, "the dataset was deleted in the meantime"))
 }
 
 async fn validate(

@@ -147,6 +147,16 @@ impl Dataset {
         Ok(diesel::update(guarded).set(datasets::status.eq(Name(to))).execute(conn).await? == 1)
     }
 
+    /// Back to `uploading` when whoever validates has given no sign of life since `deadline`.
+    pub async fn reset_validation(conn: &mut Conn, id: DatasetId, deadline: DateTime<Utc>) -> Result<bool> {
+        let dead = datasets::table
+            .filter(datasets::id.eq(id.0))
+            .filter(datasets::status.eq(Name(DatasetStatus::Validating)))
+            .filter(datasets::updated_at.lt(deadline));
+        let set = datasets::status.eq(Name(DatasetStatus::Uploading));
+        Ok(diesel::update(dead).set(set).execute(conn).await? == 1)
+    }
+
     /// Stores the validated files; none when the dataset was deleted in the meantime.
     pub async fn set_ready(conn: &mut Conn, id: DatasetId, files: Vec<DatasetFile>) -> Result<Option<Self>> {
         let guarded = datasets::table

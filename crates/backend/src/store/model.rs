@@ -86,20 +86,24 @@ impl Model {
         Ok(models::table.find((name, revision)).select(Self::as_select()).first(conn).await?)
     }
 
-    /// The newest ready revision, or the one that is asked for.
+    /// The newest ready revision, or the one that is asked for; a problem with near names otherwise.
     pub async fn find(conn: &mut Conn, name: &str, revision: Option<&str>) -> Result<Self> {
         let ready = models::table.filter(models::status.eq(Name(ModelStatus::Ready)));
-        let named = ready.filter(models::name.eq(name)).order((models::created_at.desc(), models::revision.desc()));
-        let rows: Vec<Self> = named.select(Self::as_select()).limit(1000).load(conn).await?;
-        if rows.is_empty() {
-            let names: Vec<String> = ready.select(models::name).distinct().limit(1000).load(conn).await?;
-            return Err(Problem::not_found("model", name, names.iter().map(String::as_str)).into());
+        let mut named = ready.filter(models::name.eq(name)).into_boxed();
+        if let Some(revision) = revision {
+            named = named.filter(models::revision.eq(revision));
         }
-        let Some(revision) = revision else { return first(rows) };
-        let revisions: Vec<String> = rows.iter().map(|m| m.revision.clone()).collect();
-        let missing =
-            || Problem::not_found(&format!("revision of {name}"), revision, revisions.iter().map(String::as_str));
-        rows.into_iter().find(|m| m.revision == revision).ok_or_else(|| missing().into())
+        let newest = named.order((models::created_at.desc(), models::revision.desc()));
+        if let Some(row) = newest.select(Self::as_select()).first(conn).await.optional()? {
+            return Ok(row);
+        }
+        let revisions = ready.filter(models::name.eq(name)).select(models::revision).limit(1000);
+        let revisions: Vec<String> = revisions.load(conn).await?;
+        if let Some(revision) = revision.filter(|_| !revisions.is_empty()) {
+            return Err(unknown_revision(name, revision, &revisions));
+        }
+        let names: Vec<String> = ready.select(models::name).distinct().limit(1000).load(conn).await?;
+        Err(Problem::not_found("model", name, names.iter().map(String::as_str)).into())
     }
 
     /// This revision in any status.
@@ -110,8 +114,7 @@ impl Model {
         }
         let known: Vec<String> =
             models::table.filter(models::name.eq(name)).select(models::revision).limit(1000).load(conn).await?;
-        let what = format!("revision of {name}");
-        Err(Problem::not_found(&what, revision, known.iter().map(String::as_str)).into())
+        Err(unknown_revision(name, revision, &known))
     }
 
     /// Newest first; one row more than the page's limit when there are more.
@@ -163,6 +166,6 @@ impl Model {
     }
 }
 
-fn first(rows: Vec<Model>) -> Result<Model> {
-    rows.into_iter().next().ok_or_else(|| crate::Error::defect("no row where one was counted"))
+fn unknown_revision(name: &str, revision: &str, known: &[String]) -> crate::Error {
+    Problem::not_found(&format!("revision of {name}"), revision, known.iter().map(String::as_str)).into()
 }

@@ -21,9 +21,11 @@ use crate::{
     spool::{Spool, SpoolConfig, SpoolError},
     upload::{UploadConfig, Uploader},
 };
+use actix_web::http::header::{HeaderMap, HeaderName};
 use service::{Env, error::chain};
 use std::{process::ExitCode, sync::Arc, time::Duration};
 use tokio::signal::unix::{SignalKind, signal};
+use tracing::Instrument;
 use training::{Attempt, End};
 use wire::{EventKind, event::StopReason, job::Failure, job_env::exit, layout};
 
@@ -40,11 +42,21 @@ pub async fn run(env: &Env) -> anyhow::Result<ExitCode> {
     let config = RunConfig::from_env(env)?;
     let log = LogFile::create(&config.attempt_dir().join(layout::TRAINER_LOG));
     let telemetry = service::telemetry::init_tee("hone-trainer", env, Some(log.sink()))?;
+    let span = tracing::info_span!("attempt", job.id = %config.spec.job_id, n = config.spec.attempt);
+    adopt_trace(&span, env);
     std::panic::set_hook(Box::new(|info| tracing::error!("{info}")));
-    let code = attempt(config, log).await?;
-    drop(telemetry);
+    let code = attempt(config, log).instrument(span).await?;
     tracing::info!(code, "exit");
+    drop(telemetry);
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)))
+}
+
+/// Continues the launcher's trace, given as `TRACEPARENT`.
+fn adopt_trace(span: &tracing::Span, env: &Env) {
+    let Some(parent) = env.get("TRACEPARENT").and_then(|p| p.parse().ok()) else { return };
+    let mut headers = HeaderMap::new();
+    headers.insert(HeaderName::from_static("traceparent"), parent);
+    service::telemetry::adopt_parent(span, &headers);
 }
 
 async fn attempt(config: RunConfig, log: LogFile) -> anyhow::Result<i32> {

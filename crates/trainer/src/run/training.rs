@@ -10,7 +10,12 @@ use crate::{
     stage::{Item, Stager, Transfer, show_progress},
     upload::{Durable, Submitter, Uploader, store_manifest},
 };
-use std::{any::Any, path::Path, sync::Arc, time::Duration};
+use std::{
+    any::Any,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::sync::oneshot;
 use wire::{
     EventKind,
@@ -60,6 +65,10 @@ impl Attempt {
             Ok(Outcome::Stopped { reason: StopReason::Cancelled, step, .. }) => {
                 Ok(self.stopped(Signal::Cancel, Some(step), uploader))
             }
+            // Stopped before the first step: the checkpoint it would continue from is in storage already.
+            Ok(Outcome::Stopped { checkpoint, .. }) if checkpoint.as_ref() == Some(&self.resume_dir()) => {
+                Ok(self.stopped(self.switch.signal(), None, uploader))
+            }
             Ok(Outcome::Stopped { step, checkpoint, .. }) => {
                 if let Some(dir) = checkpoint {
                     submitter.submit(step, &dir);
@@ -78,6 +87,10 @@ impl Attempt {
         let kind = EventKind::Phase { phase, message: message.into() };
         super::observer::log(&kind);
         self.spool.push(kind);
+    }
+
+    fn resume_dir(&self) -> PathBuf {
+        self.config.attempt_dir().join("resume")
     }
 
     async fn stage(&self) -> Result<Setup, TrainError> {
@@ -102,7 +115,7 @@ impl Attempt {
 
         let mut resume = None;
         if let Some(prefix) = &spec.resume_from {
-            let target = dir.join("resume");
+            let target = self.resume_dir();
             let items = stager.checkpoint_items(prefix, &target).await?;
             let step =
                 config.resume_step().map(|s| format!("checkpoint of step {s}")).unwrap_or_else(|| prefix.clone());

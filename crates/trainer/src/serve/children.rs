@@ -47,6 +47,8 @@ struct Child {
 #[derive(Debug)]
 pub struct Children {
     pub config: ServeConfig,
+    /// Drives and reaps the children. The HTTP workers' runtimes end before the children do.
+    runtime: tokio::runtime::Handle,
     known: Mutex<HashMap<Key, Child>>,
 }
 
@@ -60,9 +62,10 @@ pub enum Started {
 }
 
 impl Children {
+    /// Call inside the runtime that outlives the server.
     #[must_use]
     pub fn new(config: ServeConfig) -> Self {
-        Self { config, known: Mutex::default() }
+        Self { config, runtime: tokio::runtime::Handle::current(), known: Mutex::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Key, Child>> {
@@ -94,6 +97,7 @@ impl Children {
             return Ok(Started::Full);
         }
         let dir = self.config.scratch.join("serve").join(wire::layout::workload_name(request.job_id, request.attempt));
+        let _entered = self.runtime.enter();
         let process = self.command(request, &dir)?.spawn()?;
         let run = TrainerRun {
             job_id: request.job_id,
@@ -152,7 +156,7 @@ impl Children {
         let run = child.state.borrow().clone();
         if run.state == TrainerRunState::Running && !std::mem::replace(&mut child.stopping, true) {
             tracing::info!(job.id = %job, "stopping attempt {attempt}");
-            tokio::spawn(terminate(child.state.clone(), self.config.kill_after));
+            self.runtime.spawn(terminate(child.state.clone(), self.config.kill_after));
         }
         Some(run)
     }

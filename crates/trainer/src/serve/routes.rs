@@ -1,6 +1,7 @@
 //! HTTP routes of the trainer service.
 
 use super::children::{Children, Started};
+use crate::engine;
 use actix_web::{HttpRequest, HttpResponse, web};
 use service::{ApiError, ApiResult, ExposeSecret, token::bearer};
 use sha2::{Digest, Sha256};
@@ -61,7 +62,7 @@ async fn stop_training(
 async fn list_models(req: HttpRequest, children: web::Data<Children>) -> ApiResult<HttpResponse> {
     authorise(&req, &children)?;
     Ok(HttpResponse::Ok().json(TrainerCapabilities {
-        architectures: vec!["LlamaForCausalLM".to_owned()],
+        architectures: engine::model::architectures().map(str::to_owned).collect(),
         methods: vec![Method::Sft, Method::Full, Method::Pretrain],
         version: env!("CARGO_PKG_VERSION").to_owned(),
         capacity: children.config.capacity,

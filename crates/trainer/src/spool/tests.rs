@@ -104,8 +104,16 @@ fn acknowledged_segments_go_and_the_sequence_survives() {
     let dir = tempfile::tempdir().unwrap();
     let (spool, writer) = open(&dir);
     let long = "x".repeat(8000);
-    for _ in 0..1000 {
-        spool.push(EventKind::Log { level: Level::Warn, message: long.clone() });
+    // A group of events is written to one segment, so each round waits for the one before.
+    for round in 1..=8 {
+        for _ in 0..125 {
+            spool.push(EventKind::Log { level: Level::Warn, message: long.clone() });
+        }
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+        while spool.last_seq() < round * 125 {
+            assert!(std::time::Instant::now() < deadline, "round {round} was not written");
+            std::thread::yield_now();
+        }
     }
     spool.close();
     writer.join();

@@ -1,0 +1,11 @@
+//! The backend as its users see it: real processes, a real Postgres, the real storage gateway.
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests fail by panicking")]
+
+mod access;
+mod app;
+mod database;
+mod datasets;
+mod jobs;
+mod models;
+mod schema;
+mod sweep;

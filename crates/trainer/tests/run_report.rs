@@ -1,0 +1,215 @@
+//! Reporter and stager in process, against the scripted backend (the test double), a real storage gateway and a
+//! proxy that cuts connections.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+
+mod run_support;
+
+use run_support::{QUICK, World, backend::Backend, config, digest, proxy::Proxy, storage};
+use std::{
+    fs,
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
+use trainer::{
+    cache::Cache,
+    control::{Deadline, Signal, Switch},
+    gateway::Gateway,
+    report::{ReportConfig, Reporter},
+    spool::{Spool, SpoolConfig},
+    stage::{Item, Stager, Transfer},
+};
+use wire::{
+    Directive, EventKind,
+    event::{Level, StopReason},
+    layout,
+    storage::FileRef,
+};
+
+const NOBODY: &str = "http://127.0.0.1:9";
+
+fn start(world: &World, callback_url: &str, gateway_url: &str) -> (Spool, Reporter, Switch) {
+    let opened = Spool::open(SpoolConfig::new(world.scratch().join("spool"))).unwrap();
+    let config = ReportConfig {
+        job_id: world.spec.job_id,
+        attempt: 1,
+        callback_url: callback_url.to_owned(),
+        token: world.token(),
+        heartbeat: Duration::from_millis(200),
+        linger: Duration::from_millis(5),
+        retry: QUICK,
+        events_prefix: format!("{}{}", world.spec.output_prefix, layout::EVENTS),
+    };
+    let (spool, switch) = (opened.0.clone(), Switch::default());
+    let gateway = Gateway::new(gateway_url, world.token(), QUICK).unwrap();
+    let reporter = Reporter::start(config, opened, gateway, switch.clone(), Deadline::default()).unwrap();
+    (spool, reporter, switch)
+}
+
+fn metrics(step: u64) -> EventKind {
+    EventKind::Metrics { step, epoch: 0.0, values: [("train_loss".to_owned(), 1.0)].into() }
+}
+
+fn log(message: &str) -> EventKind {
+    EventKind::Log { level: Level::Info, message: message.into() }
+}
+
+fn stopped() -> EventKind {
+    EventKind::Stopped { reason: StopReason::Paused, step: 0, checkpoint: None }
+}
+
+fn started() -> EventKind {
+    EventKind::Started { trainer_version: "t".into(), device: "cpu".into(), threads: 1, resumed_from_step: None }
+}
+
+#[tokio::test]
+async fn silence_is_filled_with_heartbeats_that_carry_directives() {
+    let world = World::new(Backend::start(), config(1)).await;
+    let (_spool, reporter, switch) = start(&world, &world.backend.url, run_support::gateway_url());
+    world.backend.until("heartbeats", |l| l.heartbeats >= 3).await;
+    world.backend.direct(Directive::Pause);
+    assert_eq!(switch.raised(Signal::Pause).await, Signal::Pause);
+    assert!(reporter.finish(stopped(), Duration::from_secs(30)).await);
+}
+
+#[tokio::test]
+async fn pushing_never_waits_for_a_backend_and_a_storage_that_are_down() {
+    let world = World::new(Backend::start(), config(1)).await;
+    let (spool, reporter, _) = start(&world, NOBODY, NOBODY);
+    let mut slowest = Duration::ZERO;
+    for step in 0..50_000 {
+        let began = Instant::now();
+        spool.push(metrics(step));
+        slowest = slowest.max(began.elapsed());
+    }
+    // Far above what a push takes, far below what any network or disk wait would be on a machine this busy.
+    assert!(slowest < Duration::from_millis(500), "a push took {slowest:?}");
+    let began = Instant::now();
+    assert!(!reporter.finish(stopped(), Duration::from_millis(300)).await, "nothing was delivered");
+    assert!(began.elapsed() < Duration::from_secs(20));
+    let left: u64 =
+        fs::read_dir(world.scratch().join("spool")).unwrap().map(|e| e.unwrap().metadata().unwrap().len()).sum();
+    assert!(left > 1000, "what could not be delivered is on disk");
+}
+
+#[tokio::test]
+async fn what_a_killed_process_left_in_the_spool_is_delivered_by_its_successor() {
+    let world = World::new(Backend::start(), config(1)).await;
+    let (spool, writer) = Spool::open(SpoolConfig::new(world.scratch().join("spool"))).unwrap();
+    spool.push(started());
+    spool.push(log("from the first process"));
+    spool.close();
+    writer.join();
+    drop(spool);
+    let (spool, reporter, _) = start(&world, &world.backend.url, run_support::gateway_url());
+    spool.push(log("from the second process"));
+    assert!(reporter.finish(stopped(), Duration::from_secs(30)).await);
+    world.backend.assert_complete();
+    assert_eq!(world.backend.ledger().events.len(), 4);
+}
+
+#[tokio::test]
+async fn thousands_of_events_arrive_in_batches_and_once() {
+    let world = World::new(Backend::start(), config(1)).await;
+    let (spool, reporter, _) = start(&world, &world.backend.url, run_support::gateway_url());
+    spool.push(started());
+    for step in 0..5_000 {
+        spool.push(metrics(step));
+    }
+    assert!(reporter.finish(stopped(), Duration::from_secs(60)).await);
+    world.backend.assert_complete();
+    let ledger = world.backend.ledger();
+    assert_eq!(ledger.events.len(), 5_002);
+    assert!(ledger.batches < 200, "{} batches", ledger.batches);
+}
+
+fn noise(len: usize) -> Vec<u8> {
+    (0..len).map(|i| u8::try_from((i * i + i / 7) % 251).unwrap()).collect()
+}
+
+async fn stored(world: &World, bytes: &[u8]) -> FileRef {
+    let key = format!("{}blob", world.spec.model.prefix);
+    let path = world.dir.path().join("blob");
+    fs::write(&path, bytes).unwrap();
+    storage().put_file(&key, &path).await.unwrap()
+}
+
+fn stager(world: &World, url: &str) -> Stager {
+    Stager {
+        gateway: Gateway::new(url, world.token(), QUICK).unwrap(),
+        cache: Cache::open(world.scratch().join("cache"), 1 << 30).unwrap(),
+    }
+}
+
+#[tokio::test]
+async fn a_download_that_is_cut_again_and_again_resumes_where_it_stopped() {
+    let world = World::new(Backend::start(), config(1)).await;
+    let bytes = noise(3 << 20);
+    let file = stored(&world, &bytes).await;
+    let proxy = Proxy::start(run_support::gateway_url(), 3, 900_000).await;
+    let target = world.dir.path().join("out");
+    let item = Item { file, target: target.clone() };
+    let transfer = Transfer::default();
+    stager(&world, &proxy.url).stage(&[item], &transfer).await.unwrap();
+    assert_eq!(digest(&fs::read(&target).unwrap()), digest(&bytes));
+    let moved = proxy.bytes.load(Ordering::Relaxed);
+    assert!(moved < (3 << 20) + 400_000, "{moved} bytes were moved for {}", bytes.len());
+    assert_eq!(transfer.done.load(Ordering::Relaxed), 3 << 20);
+}
+
+#[tokio::test]
+async fn a_damaged_partial_download_is_noticed_and_replaced() {
+    let world = World::new(Backend::start(), config(1)).await;
+    let bytes = noise(100_000);
+    let file = stored(&world, &bytes).await;
+    let stager = stager(&world, run_support::gateway_url());
+    fs::write(stager.cache.partial(&file.sha256), vec![0; 50_000]).unwrap();
+    let target = world.dir.path().join("out");
+    stager.stage(&[Item { file, target: target.clone() }], &Transfer::default()).await.unwrap();
+    assert_eq!(fs::read(&target).unwrap(), bytes);
+}
+
+#[tokio::test]
+async fn a_cached_file_needs_no_network() {
+    let world = World::new(Backend::start(), config(1)).await;
+    let file = stored(&world, &noise(1000)).await;
+    let item = |name: &str| Item { file: file.clone(), target: world.dir.path().join(name) };
+    stager(&world, run_support::gateway_url()).stage(&[item("a")], &Transfer::default()).await.unwrap();
+    stager(&world, NOBODY).stage(&[item("b")], &Transfer::default()).await.unwrap();
+    assert_eq!(fs::read(world.dir.path().join("b")).unwrap(), noise(1000));
+}
+
+#[tokio::test]
+async fn large_files_go_straight_to_storage_in_parts_and_come_back_whole() {
+    let world = World::new(Backend::start(), config(1)).await;
+    let bytes = noise(20 << 20);
+    let path = world.dir.path().join("large");
+    fs::write(&path, &bytes).unwrap();
+    let key = format!("{}checkpoints/large", world.spec.output_prefix);
+    let gateway = Gateway::new(run_support::gateway_url(), world.token(), QUICK).unwrap();
+    let file = gateway.put_file(&key, &path).await.unwrap();
+    assert_eq!(file.sha256, digest(&bytes));
+    let target = world.dir.path().join("out");
+    stager(&world, run_support::gateway_url())
+        .stage(&[Item { file, target: target.clone() }], &Transfer::default())
+        .await
+        .unwrap();
+    assert_eq!(digest(&fs::read(&target).unwrap()), digest(&bytes));
+}
+
+#[tokio::test]
+async fn a_token_does_not_reach_beyond_its_job() {
+    let world = World::new(Backend::start(), config(1)).await;
+    let gateway = Gateway::new(run_support::gateway_url(), world.token(), QUICK).unwrap();
+    let key = format!("{}config.json", world.spec.model.prefix);
+    let error = gateway.put_bytes(&key, "{}".into()).await.unwrap_err();
+    assert_eq!(error.status(), Some(403));
+}
+
+#[test]
+fn names_that_leave_the_directory_are_refused() {
+    let file = FileRef { key: "k".into(), size: 0, sha256: String::new() };
+    for name in ["../x", "/etc/passwd", "a/../../b", "", ".", "a/./../b"] {
+        assert!(Item::below("/dir".as_ref(), name, file.clone()).is_err(), "{name}");
+    }
+    assert_eq!(Item::below("/dir".as_ref(), "a/b", file).unwrap().target, std::path::Path::new("/dir/a/b"));
+}
