@@ -195,7 +195,8 @@ impl Trainer {
                 tokio::spawn(async move { while signals.recv().await.is_some() {} });
             }
             Op::Grandchild => {
-                std::process::Command::new("sleep").arg("1000").spawn().expect("sleep");
+                let mut sleeper = std::process::Command::new("sleep").arg("1000").spawn().expect("sleep");
+                std::thread::spawn(move || sleeper.wait());
             }
             Op::Print { text } => eprintln!("{text}"),
             Op::Environment { file } => {

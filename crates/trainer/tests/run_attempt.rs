@@ -107,7 +107,7 @@ async fn a_backend_that_is_down_for_good_finds_every_event_in_storage() {
         events.extend(batch.events);
     }
     let seqs: Vec<u64> = events.iter().map(|e| e.seq).collect();
-    assert_eq!(seqs, (1..=seqs.len() as u64).collect::<Vec<_>>());
+    assert_eq!(seqs, (1..=u64::try_from(seqs.len()).unwrap()).collect::<Vec<_>>());
     world.assert_stored(manifest(&events.last().unwrap().kind)).await;
 }
 
@@ -205,10 +205,10 @@ async fn sigterm_ends_in_a_durable_checkpoint_within_the_grace_time() {
 
 #[tokio::test]
 async fn sigterm_is_obeyed_in_time_even_when_the_backend_is_gone() {
-    let mut calls = 0;
+    let gone = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let refuse = std::sync::Arc::clone(&gone);
     let backend = Backend::scripted(move |_| {
-        calls += 1;
-        if calls < 3 { Reaction::Accept } else { Reaction::Refuse(500) }
+        if refuse.load(std::sync::atomic::Ordering::SeqCst) { Reaction::Refuse(500) } else { Reaction::Accept }
     });
     let world = World::new(backend, config(LONG)).await;
     let mut command = world.command();
@@ -216,6 +216,7 @@ async fn sigterm_is_obeyed_in_time_even_when_the_backend_is_gone() {
     command.env("CALLBACK_RETRY_FIRST_MS", "4000").env("CALLBACK_RETRY_MAX_MS", "30000");
     let mut trainer = run_support::Trainer::spawn(command, world.dir.path().join("log"));
     world.backend.until("training", |l| l.kinds().iter().any(|k| matches!(k, EventKind::Metrics { .. }))).await;
+    gone.store(true, std::sync::atomic::Ordering::SeqCst);
     let asked = Instant::now();
     trainer.signal(Signal::SIGTERM);
     assert_eq!(trainer.code().await, exit::PREEMPTED);
@@ -291,7 +292,7 @@ async fn a_storage_outage_during_training_costs_checkpoints_but_not_the_training
     world.backend.until("a checkpoint", |l| !l.checkpoints().is_empty()).await;
     proxy.stop();
     let warned = |kind: &&EventKind| matches!(kind, EventKind::Log { level: Level::Warn, message } if message.contains("could not be stored"));
-    world.backend.until("the warning", |l| l.kinds().iter().any(|k| warned(k))).await;
+    world.backend.until("the warning", |l| l.kinds().iter().any(&warned)).await;
     let seen = world.backend.ledger().contiguous();
     world.backend.until("more steps", |l| l.contiguous() > seen + 20).await;
     world.backend.direct(Directive::Cancel);

@@ -46,7 +46,7 @@ impl Service {
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        let ready: Ready = serde_json::from_slice(&content.expect("the service does not get ready")).unwrap();
+        let ready: Ready = serde_json::from_slice(&content.unwrap()).unwrap();
         Self { process, url: ready.url, dir }
     }
 

@@ -1,6 +1,8 @@
 //! The job machinery, driven from outside: the real backend binary, a real Postgres, and real trainer
 //! processes that follow a script (`examples/script_trainer.rs`).
 
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "helpers of tests")]
+
 mod callbacks;
 mod gateway;
 mod restart;
