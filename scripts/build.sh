@@ -3,6 +3,6 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 profile=${1:-release}
-cargo build --profile "$profile" -p cli -p backend -p storage-gateway -p trainer --bins >&2
+cargo build --profile "$profile" --workspace --bins >&2
 [ "$profile" = dev ] && profile=debug
 echo "${CARGO_TARGET_DIR:-target}/$profile"

@@ -338,7 +338,8 @@ impl World {
                     Some(EventKind::Finished { last_seq: 1, manifest: vec![file], summary: Summary::default() }),
                     *stored,
                 );
-                self.attempts[index].artifacts = *good;
+                // Stored objects are not taken back by a trainer that says it finished once more.
+                self.attempts[index].artifacts |= *good;
             }
             Deed::Fail(code) => {
                 let failure = Failure { code: *code, message: "it said so".into() };
