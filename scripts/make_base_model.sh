@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Makes assets/hone-tiny again: corpus and tokenizer from Debian packages, then pretraining from random
-# weights with hone-trainer. Takes about twenty minutes on two CPU cores.
+# weights with hone-trainer. Takes about a quarter of an hour of one CPU core.
 #
 #   scripts/make_base_model.sh [WORK_FOLDER]
 #
-# The same seeds and the same number of threads give the same weights, byte for byte.
+# The same build, seeds and number of threads give the same weights, byte for byte.
 # PYTHON must have the package `tokenizers` (pip install tokenizers==0.23.3); TRAINER may name a built
 # hone-trainer; RESUME may name a checkpoint of an interrupted run.
 set -euo pipefail
