@@ -34,7 +34,7 @@ pub async fn follow(context: &Context, api: &Api, job: JobView) -> CliResult {
         return finish(context, api, job).await;
     }
     let ended = tokio::select! {
-        ended = watch(&mut live, &mut view, context.ui) => ended,
+        ended = watch(&mut live, &mut view, api, context.ui) => ended,
         _ = tokio::signal::ctrl_c() => {
             view.clear();
             let id = short(job.id);
@@ -47,7 +47,7 @@ pub async fn follow(context: &Context, api: &Api, job: JobView) -> CliResult {
     finish(context, api, api.job(job.id).await?).await
 }
 
-async fn watch(live: &mut Live, view: &mut Progress, ui: Ui) -> CliResult {
+async fn watch(live: &mut Live, view: &mut Progress, api: &Api, ui: Ui) -> CliResult {
     loop {
         match live.next().await? {
             Heard::Lost(why) => view.lost(&why),
@@ -56,13 +56,19 @@ async fn watch(live: &mut Live, view: &mut Progress, ui: Ui) -> CliResult {
                     ui.json_line(&message);
                 }
                 view.apply(&message);
-                if matches!(&message.body, StreamBody::State { state, .. } if state.is_terminal() || *state == JobState::Paused)
-                {
-                    return Ok(());
+                match &message.body {
+                    StreamBody::State { state, .. } if state.is_terminal() => return Ok(()),
+                    // The log also tells of pauses long ago.
+                    StreamBody::State { state: JobState::Paused, .. } if is_paused(api, &message).await? => return Ok(()),
+                    StreamBody::State { .. } | StreamBody::Event { .. } => {}
                 }
             }
         }
     }
+}
+
+async fn is_paused(api: &Api, message: &StreamMessage) -> CliResult<bool> {
+    Ok(api.job(message.job_id).await?.state == JobState::Paused)
 }
 
 /// What is shown while the job runs.
@@ -79,7 +85,7 @@ struct Progress {
     step_seconds: Option<f64>,
     phase: String,
     attempt: u32,
-    last_line: Option<Instant>,
+    last_line: Option<(Instant, u64)>,
     lost: bool,
 }
 
@@ -211,8 +217,11 @@ impl Progress {
     }
 
     fn draw(&mut self) {
-        if self.plain && self.last_line.is_none_or(|t| t.elapsed() >= LINE_EVERY) && self.step > 0 {
-            self.last_line = Some(Instant::now());
+        let due = self.last_line.is_none_or(|(t, step)| {
+            step != self.step && (t.elapsed() >= LINE_EVERY || Some(self.step) == self.total)
+        });
+        if self.plain && due && self.step > 0 {
+            self.last_line = Some((Instant::now(), self.step));
             self.ui.note(self.line());
         }
         if !self.bar.is_hidden() {
