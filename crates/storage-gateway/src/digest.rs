@@ -3,7 +3,7 @@
 use crate::{
     gateway::{Gateway, store_failed},
     keys::Key,
-    store::{ByteRange, ByteStream, ObjectStore, Place},
+    store::{ByteRange, ByteStream, ObjectStore, Place, StoreError},
 };
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
@@ -55,7 +55,7 @@ pub fn read(store: Arc<dyn ObjectStore>, place: Place, size: u64) -> ByteStream 
                     return Ok(Some((chunk, state)));
                 }
                 Ok(None) => return Ok(None),
-                Err(error) if state.resumes < RESUMES => {
+                Err(error) if state.resumes < RESUMES && !is_gone(&error) => {
                     state.resumes += 1;
                     metrics::counter!("store_retries_total", "op" => "resume read").increment(1);
                     tracing::warn!(%error, place = %state.place, "reading again from byte {}", state.offset);
@@ -79,8 +79,16 @@ pub async fn digest(store: &Arc<dyn ObjectStore>, place: &Place, size: u64) -> A
     Ok((length, hex::encode(hasher.finalize())))
 }
 
+/// Whether the object vanished while it was read.
+fn is_gone(error: &io::Error) -> bool {
+    error.get_ref().and_then(|e| e.downcast_ref::<StoreError>()).is_some_and(StoreError::is_not_found)
+}
+
 /// A read that failed in the middle.
 pub fn read_failed(error: io::Error, what: impl std::fmt::Display) -> ApiError {
+    if is_gone(&error) {
+        return ApiError::new(Code::NotFound, format!("there is no object `{what}` any more")).caused_by(error);
+    }
     ApiError::new(Code::Unavailable, format!("reading `{what}` from the object store failed; try again in a moment"))
         .caused_by(error)
 }

@@ -86,11 +86,15 @@ pub async fn complete(
     if session.size == 0 {
         return store_empty(gateway, key, session, expected.as_deref()).await;
     }
-    let result = assemble_and_promote(gateway, key, session, expected.as_deref()).await;
-    match result {
-        // Another call for the same session may have finished it and cleared the staging under us.
-        Err(e) if e.problem().code == Code::NotFound => finished(gateway, key, session).await?.ok_or_else(gone),
-        other => other,
+    let error = match assemble_and_promote(gateway, key, session, expected.as_deref()).await {
+        Ok(info) => return Ok(info),
+        Err(error) => error,
+    };
+    // Another call for the same session may have finished it and cleared the staging under us.
+    match finished(gateway, key, session).await {
+        Ok(Some(info)) => Ok(info),
+        _ if error.problem().code == Code::NotFound => Err(gone().caused_by(error)),
+        _ => Err(error),
     }
 }
 
