@@ -57,7 +57,7 @@ impl Jobs {
             })?),
             TrainingMode::Http { url } => Arc::new(Http::new(url).context("cannot use TRAINER_SERVICE_URL")?),
         };
-        let (hub, hints) = (Arc::new(Hub::default()), Arc::new(Hints::default()));
+        let (hub, hints) = (Arc::new(Hub::new(policy.slow_client)), Arc::new(Hints::default()));
         let mut tasks = JoinSet::new();
         tasks.spawn(hub::listen(state.db.clone(), Arc::clone(&hub), Arc::clone(&hints), stop.clone()));
         tasks.spawn(Reconciler::new(state.clone(), policy, launcher, hints).run(stop.clone()));

@@ -123,7 +123,7 @@ pub async fn list_events(
     let header = |name: &str| req.headers().get(name).and_then(|v| v.to_str().ok());
     if header(header::ACCEPT.as_str()).is_some_and(|accept| accept.contains("text/event-stream")) {
         let after = header("last-event-id").and_then(|id| id.trim().parse().ok()).or(query.after).unwrap_or(0);
-        let items = stream::open(&state.db, &hub.into_inner(), user.user_id, *id, after).await?;
+        let items = stream::open(&state.db, hub.into_inner(), user.user_id, *id, after).await?;
         return Ok(sse::response(items));
     }
     let limit = match query.limit.unwrap_or(200) {
@@ -174,6 +174,7 @@ pub async fn watch_job(
     query: web::Query<WatchQuery>,
 ) -> actix_web::Result<HttpResponse> {
     let after = query.after.unwrap_or(0);
-    let items = stream::open(&state.db, &hub.into_inner(), user.0.user_id, *id, after).await?;
-    ws::response(&req, body, items, after)
+    let slow = hub.slow_client();
+    let items = stream::open(&state.db, hub.into_inner(), user.0.user_id, *id, after).await?;
+    ws::response(&req, body, items, after, slow)
 }

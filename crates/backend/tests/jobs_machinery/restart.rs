@@ -1,4 +1,4 @@
-//! A backend that dies and comes back.
+//! A backend that dies and comes back, two of them, and a database that is away for a while.
 
 use crate::world::{PATIENCE, Settings, World};
 use backend::jobs::supervisor::{procfs, record};
@@ -98,4 +98,48 @@ async fn a_trainer_without_its_supervisor_is_still_found_and_stopped() {
     assert_eq!(world.post(&format!("/training/jobs/{job}/cancel")).await.0, 200);
     world.wait(job, JobState::Cancelled).await;
     assert!(procfs::stat(trainer.pid).is_none_or(|p| p.zombie || p.start_time != trainer.start_time));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_backends_share_the_work_without_doing_it_twice() {
+    let world = World::with(Settings::default().with("MAX_CONCURRENT_JOBS", 2)).await;
+    let _second = world.second_backend().await;
+    let paced = json!({"op": "paced", "from": 1, "to": 5, "ms": 20});
+    let script = json!({"1": [{"op": "started"}, paced, {"op": "finish", "steps": 5}]});
+    let mut jobs = Vec::new();
+    for _ in 0..6 {
+        jobs.push(world.job(script.clone()).await);
+    }
+    for job in jobs {
+        let view = world.wait(job, JobState::Succeeded).await;
+        assert_eq!(view.attempt, 1);
+        assert_eq!(world.states(job).await, ["starting", "running", "finalizing", "succeeded"]);
+        assert_eq!(world.steps(job).await, (1..=5).map(|step| (step, 1)).collect::<Vec<_>>());
+    }
+    let most = "SELECT max(running) FROM (SELECT sum(change) OVER (ORDER BY id) AS running FROM (
+            SELECT id, CASE body ->> 'state' WHEN 'starting' THEN 1 WHEN 'finalizing' THEN -1 ELSE 0 END AS change
+            FROM job_events WHERE seq IS NULL) changes) counts";
+    let most: i64 = world.db.query_one(most, &[]).await.unwrap().get(0);
+    assert!(most <= 2, "{most} at a time");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_crash_delays_reports_and_loses_none() {
+    let cluster = testkit::Postgres::start().await.unwrap();
+    let database = cluster.create_database().await.unwrap();
+    let mut world = World::on(Settings::default().short_lease(), database).await;
+    let paced = json!({"op": "paced", "from": 1, "to": 60, "ms": 30});
+    let job = world.job(json!({"1": [{"op": "started"}, paced, {"op": "finish", "steps": 60}]})).await;
+    world.until(job, "a few steps", |view| view.progress.step >= 5).await;
+    cluster.crash();
+    let (status, problem) = world.post(&format!("/training/jobs/{job}/pause")).await;
+    assert_eq!((status, &problem["code"]), (503, &json!("UNAVAILABLE")), "{problem}");
+    // Longer than the lease: the outage is not the trainer's silence.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    cluster.restart().unwrap();
+    world.reconnect().await;
+    world.recovered().await;
+    let view = world.wait(job, JobState::Succeeded).await;
+    assert_eq!(view.attempt, 1);
+    assert_eq!(world.steps(job).await, (1..=60).map(|step| (step, 1)).collect::<Vec<_>>());
 }

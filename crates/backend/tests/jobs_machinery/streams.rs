@@ -1,6 +1,6 @@
 //! Live streams: replay, follow, resume, end.
 
-use crate::world::{KEY, PATIENCE, World};
+use crate::world::{KEY, PATIENCE, Settings, World};
 use futures::StreamExt;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
@@ -121,4 +121,34 @@ async fn the_log_is_rendered_from_events_until_the_trainers_own_is_there() {
         assert!(Instant::now() < deadline, "{}", log().await);
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_does_not_read_is_dropped_and_the_others_are_not() {
+    let world = World::with(Settings::default().with("SLOW_CLIENT_SECONDS", 1)).await;
+    let job = world.remote_job().await;
+    // More than sockets and buffers hold.
+    let body = json!({"stream": "event", "event": {"seq": 1, "at": "2026-01-01T00:00:00Z", "type": "log",
+        "level": "info", "message": "x".repeat(60_000)}});
+    let fill = "INSERT INTO job_events (job_id, user_id, attempt, body)
+        SELECT $1::text::uuid, $2::text::uuid, 1, $3::text::jsonb FROM generate_series(1, 400)";
+    let user = world.user.to_string();
+    world.db.execute(fill, &[&job.to_string(), &user, &body.to_string()]).await.unwrap();
+    let idle = connect(&world, job, 0).await;
+    let mut reader = connect(&world, job, 0).await;
+    for _ in 0..400 {
+        assert!(next(&mut reader).await.is_some());
+    }
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let metrics = world.request(reqwest::Method::GET, "/metrics").send().await.unwrap().text().await.unwrap();
+        if metrics.contains("slow_streams_dropped_total 1") {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{metrics}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    drop(idle);
+    world.db.execute(fill, &[&job.to_string(), &user, &body.to_string()]).await.unwrap();
+    assert!(next(&mut reader).await.is_some(), "the other client still gets what is new");
 }

@@ -74,6 +74,11 @@ impl World {
 
     pub async fn with(settings: Settings) -> Self {
         let database = testkit::Postgres::database().await.expect("a database");
+        Self::on(settings, database).await
+    }
+
+    /// On a database of its own cluster, which the test may crash.
+    pub async fn on(settings: Settings, database: String) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let gateway = Gateway::start();
         // Fixed, so that trainers find the backend again after its restart.
@@ -89,6 +94,11 @@ impl World {
         world.user = row.get::<_, &str>(0).parse().unwrap();
         world.fixtures().await;
         world
+    }
+
+    /// Until the running backend can do its work again.
+    pub async fn recovered(&mut self) {
+        self.ready().await;
     }
 
     async fn ready(&mut self) {
@@ -111,6 +121,19 @@ impl World {
         let dataset = "INSERT INTO datasets (id, user_id, name, status, format)
             VALUES ($1::text::uuid, $1::text::uuid, 'data', 'ready', 'text')";
         self.db.execute(dataset, &[&self.user.to_string()]).await.unwrap();
+    }
+
+    /// Another backend beside the first one; it ends with the returned guard.
+    pub async fn second_backend(&self) -> Guard {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        Guard(spawn(&self.settings, &self.database, &self.gateway.url, self.dir.path(), port))
+    }
+
+    /// Connects again after the database was away.
+    pub async fn reconnect(&mut self) {
+        let (db, connection) = tokio_postgres::connect(&self.database, NoTls).await.unwrap();
+        tokio::spawn(connection);
+        self.db = db;
     }
 
     /// kill -9, as a crash would.
@@ -276,6 +299,15 @@ impl Drop for World {
         if std::thread::panicking() {
             eprintln!("{}", self.log());
         }
+    }
+}
+
+pub struct Guard(Child);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 

@@ -22,12 +22,24 @@ const RETRY: Duration = Duration::from_secs(1);
 const PROBE: Duration = Duration::from_secs(30);
 
 /// Tells readers of a job's log that there is more.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Hub {
+    slow_client: Duration,
     jobs: Mutex<HashMap<JobId, watch::Sender<()>>>,
 }
 
 impl Hub {
+    #[must_use]
+    pub fn new(slow_client: Duration) -> Self {
+        Self { slow_client, jobs: Mutex::default() }
+    }
+
+    /// A client that takes nothing for this long is dropped.
+    #[must_use]
+    pub const fn slow_client(&self) -> Duration {
+        self.slow_client
+    }
+
     /// Changes whenever the job's log may have grown.
     #[must_use]
     pub fn subscribe(&self, job: JobId) -> watch::Receiver<()> {

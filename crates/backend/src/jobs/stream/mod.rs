@@ -30,8 +30,6 @@ use wire::{
 const PAGE: i64 = 200;
 /// Messages between the reader of the log and the connection.
 const BUFFER: usize = 32;
-/// A client that takes nothing for this long is dropped.
-pub const SLOW: Duration = Duration::from_secs(10);
 /// Looks into the log without being told, in case a notification was lost.
 const POLL: Duration = Duration::from_secs(5);
 /// Between messages, to keep proxies from closing the connection and to notice clients that are gone.
@@ -72,10 +70,10 @@ pub async fn job_state(conn: &mut Conn, job: JobId) -> Result<JobState> {
 }
 
 /// Starts reading the log; fails when the user has no such job. Dropping the receiver ends it.
-pub async fn open(db: &Db, hub: &Arc<Hub>, user: UserId, job: JobId, after: i64) -> Result<mpsc::Receiver<Item>> {
+pub async fn open(db: &Db, hub: Arc<Hub>, user: UserId, job: JobId, after: i64) -> Result<mpsc::Receiver<Item>> {
     db.tenant(user, async move |conn| job_state(conn, job).await).await?;
     let (sender, receiver) = mpsc::channel(BUFFER);
-    let feed = Feed { db: db.clone(), hub: Arc::clone(hub), user, job, last: after, sender };
+    let feed = Feed { db: db.clone(), hub, user, job, last: after, sender };
     tokio::spawn(feed.run());
     Ok(receiver)
 }
@@ -152,7 +150,7 @@ impl Feed {
 
     /// False when the client is gone or too slow; it resumes with the last id it got.
     async fn send(&self, item: Item) -> bool {
-        match tokio::time::timeout(SLOW, self.sender.send(item)).await {
+        match tokio::time::timeout(self.hub.slow_client(), self.sender.send(item)).await {
             Ok(sent) => sent.is_ok(),
             Err(_) => {
                 metrics::counter!("slow_streams_dropped_total").increment(1);

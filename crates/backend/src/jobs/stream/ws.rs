@@ -1,10 +1,13 @@
 //! The WebSocket: one text frame per message, pings, and a normal close after the job's last state.
 
-use super::{Item, KEEP_ALIVE, SLOW};
+use super::{Item, KEEP_ALIVE};
 use actix_web::{HttpRequest, HttpResponse, web};
 use actix_ws::{AggregatedMessage, CloseCode, CloseReason, Closed, MessageStream, Session};
 use futures::StreamExt;
-use std::{future::Future, time::Instant};
+use std::{
+    future::Future,
+    time::{Duration, Instant},
+};
 use tokio::sync::mpsc;
 
 /// Clients have nothing to say beyond control frames.
@@ -16,13 +19,20 @@ pub fn response(
     body: web::Payload,
     items: mpsc::Receiver<Item>,
     after: i64,
+    slow: Duration,
 ) -> Result<HttpResponse, actix_web::Error> {
     let (response, session, incoming) = actix_ws::handle(req, body)?;
-    actix_web::rt::spawn(serve(session, incoming.max_frame_size(MAX_FRAME), items, after));
+    actix_web::rt::spawn(serve(session, incoming.max_frame_size(MAX_FRAME), items, after, slow));
     Ok(response)
 }
 
-async fn serve(mut session: Session, incoming: MessageStream, mut items: mpsc::Receiver<Item>, after: i64) {
+async fn serve(
+    mut session: Session,
+    incoming: MessageStream,
+    mut items: mpsc::Receiver<Item>,
+    after: i64,
+    slow: Duration,
+) {
     let mut incoming = incoming.aggregate_continuations().max_continuation_size(MAX_FRAME);
     let mut last = after;
     let mut heard = Instant::now();
@@ -33,7 +43,7 @@ async fn serve(mut session: Session, incoming: MessageStream, mut items: mpsc::R
                 Some(Item::Message(message)) => {
                     last = message.id;
                     let text = serde_json::to_string(&message).unwrap_or_default();
-                    in_time(session.text(text)).await
+                    in_time(slow, session.text(text)).await
                 }
                 Some(Item::End) => break close(CloseCode::Normal, "the job is over".into()),
                 None => break resume(last),
@@ -41,7 +51,7 @@ async fn serve(mut session: Session, incoming: MessageStream, mut items: mpsc::R
             frame = incoming.next() => {
                 heard = Instant::now();
                 match frame {
-                    Some(Ok(AggregatedMessage::Ping(bytes))) => in_time(session.pong(&bytes)).await,
+                    Some(Ok(AggregatedMessage::Ping(bytes))) => in_time(slow, session.pong(&bytes)).await,
                     Some(Ok(AggregatedMessage::Close(_)) | Err(_)) | None => return,
                     Some(Ok(_)) => Ok(()),
                 }
@@ -50,7 +60,7 @@ async fn serve(mut session: Session, incoming: MessageStream, mut items: mpsc::R
                 if heard.elapsed() > 3 * KEEP_ALIVE {
                     break resume(last);
                 }
-                in_time(session.ping(b"")).await
+                in_time(slow, session.ping(b"")).await
             }
         };
         if done.is_err() {
@@ -62,8 +72,8 @@ async fn serve(mut session: Session, incoming: MessageStream, mut items: mpsc::R
 }
 
 /// A client that takes nothing is given up.
-async fn in_time(send: impl Future<Output = Result<(), Closed>>) -> Result<(), Closed> {
-    tokio::time::timeout(SLOW, send).await.unwrap_or(Err(Closed))
+async fn in_time(slow: Duration, send: impl Future<Output = Result<(), Closed>>) -> Result<(), Closed> {
+    tokio::time::timeout(slow, send).await.unwrap_or(Err(Closed))
 }
 
 fn close(code: CloseCode, text: String) -> CloseReason {
