@@ -10,7 +10,7 @@ use crate::{
 use actix_multipart::{Field, Multipart, MultipartError};
 use actix_web::{HttpRequest, web};
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt, future};
+use futures::{TryStreamExt, future};
 use std::{io, time::Duration};
 use tokio::sync::mpsc;
 use wire::{
@@ -25,6 +25,8 @@ const BUFFERED_CHUNKS: usize = 8;
 const MAX_NAME_BYTES: usize = 1024;
 /// What boundaries, headers and the name may add to the files.
 const FORM_OVERHEAD: u64 = 64 << 10;
+/// Longest silence of a client in mid-upload.
+const IDLE: Duration = Duration::from_secs(60);
 /// How long the rest of a refused form is read and thrown away: a client that is still sending would
 /// otherwise see a broken connection instead of the refusal.
 const LINGER: Duration = Duration::from_secs(5);
@@ -51,9 +53,9 @@ struct Form {
 
 impl Form {
     async fn next(&mut self) -> Result<Option<Field>> {
-        let field = self.fields.try_next().await;
+        let field = in_time(self.fields.try_next()).await;
         self.broken = field.is_err();
-        field.map_err(malformed)
+        field
     }
 
     /// Reads what is left and throws it away.
@@ -93,7 +95,7 @@ async fn name(form: &mut Form) -> Result<String> {
         return Err(missing());
     }
     let mut text = Vec::new();
-    while let Some(chunk) = field.try_next().await.map_err(malformed)? {
+    while let Some(chunk) = in_time(field.try_next()).await? {
         if text.len() + chunk.len() > MAX_NAME_BYTES {
             return Err(Error::refused(Code::Invalid, "name: is too long; use at most 96 characters"));
         }
@@ -140,13 +142,14 @@ async fn store(state: &AppState, dataset: &Dataset, split: Split, before: u64, m
 /// Moves a field into `sender`. When the gateway hangs up it has the better error, so that is no error here.
 async fn pump(state: &AppState, before: u64, field: &mut Field, sender: mpsc::Sender<io::Result<Bytes>>) -> Result<()> {
     let mut size = before;
-    while let Some(chunk) = field.next().await {
-        let chunk = match chunk {
-            Ok(chunk) => chunk,
+    loop {
+        let chunk = match in_time(field.try_next()).await {
+            Ok(Some(chunk)) => chunk,
+            Ok(None) => return Ok(()),
             Err(error) => {
                 // An error in the body makes the gateway drop what it has.
                 let _ = sender.send(Err(io::ErrorKind::UnexpectedEof.into())).await;
-                return Err(malformed(error));
+                return Err(error);
             }
         };
         size = size.saturating_add(u64::try_from(chunk.len()).unwrap_or(u64::MAX));
@@ -158,13 +161,16 @@ async fn pump(state: &AppState, before: u64, field: &mut Field, sender: mpsc::Se
             return Ok(());
         }
     }
-    Ok(())
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "used with map_err")]
-fn malformed(error: MultipartError) -> Error {
-    Error::refused(
-        Code::Invalid,
-        format!("form: {error}; send multipart/form-data with name, file and optionally validation"),
-    )
+/// The next piece of a form.
+async fn in_time<T>(next: impl Future<Output = Result<T, MultipartError>>) -> Result<T> {
+    let problem = match tokio::time::timeout(IDLE, next).await {
+        Ok(Ok(piece)) => return Ok(piece),
+        Ok(Err(error)) => {
+            format!("form: {error}; send multipart/form-data with name, file and optionally validation")
+        }
+        Err(_) => format!("form: nothing arrived for {} s; the upload was given up", IDLE.as_secs()),
+    };
+    Err(Error::refused(Code::Invalid, problem))
 }

@@ -137,7 +137,7 @@ impl TestApp {
             db,
             database_url: database.to_owned(),
             user,
-            http: reqwest::Client::builder().timeout(Duration::from_secs(60)).build().unwrap(),
+            http: reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(60)).build().unwrap(),
             gateway: gateway.to_owned(),
             dir,
             child: Mutex::new(child),
