@@ -39,8 +39,8 @@ where
     let part_size = part_size_for(declared.size.unwrap_or_else(|| gateway.limits.of(key.kind())));
     let mut body = Body { stream: Box::pin(body), rest: Bytes::new(), hasher: Sha256::new(), seen: 0 };
 
-    let first =
-        body.fill(gateway, key, part_size, usize::try_from(declared.size.unwrap_or(0)).unwrap_or(usize::MAX)).await?;
+    let likely = declared.size.and_then(|size| usize::try_from(size).ok()).unwrap_or(0).min(part_size);
+    let first = body.fill(gateway, key, part_size, BytesMut::with_capacity(likely)).await?;
     if first.len() < part_size {
         let sha256 = body.check(key, &declared)?;
         let metadata = Metadata::from([(META_SHA256.into(), sha256.clone())]);
@@ -53,8 +53,10 @@ where
     let mut parts = Vec::new();
     let mut next = first;
     while !next.is_empty() {
-        parts.push(staged.put(parts.len(), next).await?);
-        next = body.fill(gateway, key, part_size, part_size).await?;
+        parts.push(staged.put(parts.len(), next.clone()).await?);
+        // The part is sent: its memory takes the next one.
+        let buffer = next.try_into_mut().unwrap_or_else(|_| BytesMut::with_capacity(part_size));
+        next = body.fill(gateway, key, part_size, buffer).await?;
     }
     let sha256 = body.check(key, &declared)?;
     staged.finish(key, &parts, body.seen, &sha256).await?;
@@ -80,9 +82,9 @@ where
     S: Stream<Item = Result<Bytes, E>>,
     E: Display,
 {
-    /// The next `part_size` bytes; fewer only at the end. `likely` is how many there will probably be.
-    async fn fill(&mut self, gateway: &Gateway, key: &Key, part_size: usize, likely: usize) -> ApiResult<Bytes> {
-        let mut part = BytesMut::with_capacity(likely.min(part_size));
+    /// The next `part_size` bytes, in place of what `part` holds; fewer only at the end.
+    async fn fill(&mut self, gateway: &Gateway, key: &Key, part_size: usize, mut part: BytesMut) -> ApiResult<Bytes> {
+        part.clear();
         while part.len() < part_size {
             if self.rest.is_empty() {
                 match tokio::time::timeout(SILENCE, self.stream.next()).await {
