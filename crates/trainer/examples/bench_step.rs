@@ -41,6 +41,9 @@ fn option(name: &str, default: usize) -> anyhow::Result<usize> {
 }
 
 fn main() -> anyhow::Result<()> {
+    // As `hone-trainer` does.
+    // SAFETY: no other thread runs yet.
+    unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
     let threads = option("--threads", 2)?;
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
     let report = pool.install(|| bench(threads))?;

@@ -4,7 +4,14 @@
 
 mod run_support;
 
-use run_support::{QUICK, World, backend::Backend, config, digest, proxy::Proxy, storage};
+use run_support::{
+    QUICK, World,
+    backend::Backend,
+    config, digest,
+    gateway::{Faults, UploadDouble},
+    proxy::Proxy,
+    storage,
+};
 use std::{
     fs,
     sync::atomic::Ordering,
@@ -13,6 +20,7 @@ use std::{
 use trainer::{
     cache::Cache,
     control::{Deadline, Signal, Switch},
+    engine::TrainError,
     gateway::Gateway,
     report::{ReportConfig, Reporter},
     spool::{Spool, SpoolConfig},
@@ -21,6 +29,7 @@ use trainer::{
 use wire::{
     Directive, EventKind,
     event::{Level, StopReason},
+    job::FailureCode,
     layout,
     storage::FileRef,
 };
@@ -194,6 +203,54 @@ async fn large_files_go_straight_to_storage_in_parts_and_come_back_whole() {
         .await
         .unwrap();
     assert_eq!(digest(&fs::read(&target).unwrap()), digest(&bytes));
+}
+
+async fn upload(faults: Faults) -> (UploadDouble, Result<FileRef, TrainError>, Vec<u8>) {
+    let double = UploadDouble::start(faults);
+    let gateway = Gateway::new(&double.url, "token".into(), QUICK).unwrap();
+    let bytes = noise(6 << 20);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("file");
+    fs::write(&path, &bytes).unwrap();
+    let result = gateway.put_file("k", &path).await;
+    (double, result, bytes)
+}
+
+#[tokio::test]
+async fn an_upload_whose_urls_expired_asks_for_fresh_ones() {
+    let (double, result, bytes) = upload(Faults { expired_urls: true, ..Faults::default() }).await;
+    assert_eq!(result.unwrap().sha256, digest(&bytes));
+    assert_eq!(double.object(), Some(bytes));
+}
+
+#[tokio::test]
+async fn parts_that_fail_now_and_then_are_sent_again_as_long_as_others_get_through() {
+    let (double, result, bytes) = upload(Faults { failures_per_part: 2, ..Faults::default() }).await;
+    result.unwrap();
+    assert_eq!(double.object(), Some(bytes));
+    assert_eq!(double.sessions(), 1, "the session is resumed");
+}
+
+#[tokio::test]
+async fn a_lost_reply_to_the_last_call_is_no_failure() {
+    let (double, result, bytes) = upload(Faults { lost_complete: true, ..Faults::default() }).await;
+    result.unwrap();
+    assert_eq!(double.object(), Some(bytes));
+}
+
+#[tokio::test]
+async fn an_upload_that_arrives_damaged_is_sent_again() {
+    let (double, result, bytes) = upload(Faults { damaged_once: true, ..Faults::default() }).await;
+    result.unwrap();
+    assert_eq!((double.object(), double.sessions()), (Some(bytes), 2));
+}
+
+#[tokio::test]
+async fn storage_that_never_takes_a_part_is_a_retryable_failure_that_says_so() {
+    let (_, result, _) = upload(Faults { failures_per_part: usize::MAX, ..Faults::default() }).await;
+    let error = result.unwrap_err();
+    assert_eq!(error.code, FailureCode::StorageUnavailable);
+    assert!(error.message.starts_with("cannot upload k: ") && error.message.contains("resume the job"), "{error}");
 }
 
 #[tokio::test]

@@ -13,3 +13,7 @@ mod elementwise;
 mod harness;
 mod linear;
 mod shapes;
+
+/// The whole suite runs on the caching allocator, with a bound small enough to be reached.
+#[global_allocator]
+static ALLOCATOR: kernels::alloc::CachingAllocator = kernels::alloc::CachingAllocator::new(8 << 20);

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::print_stderr, clippy::as_conversions, reason = "tests")]
 
 pub mod backend;
+pub mod gateway;
 pub mod proxy;
 
 use backend::Backend;
