@@ -59,7 +59,9 @@ async fn watch(live: &mut Live, view: &mut Progress, api: &Api, ui: Ui) -> CliRe
                 match &message.body {
                     StreamBody::State { state, .. } if state.is_terminal() => return Ok(()),
                     // The log also tells of pauses long ago.
-                    StreamBody::State { state: JobState::Paused, .. } if is_paused(api, &message).await? => return Ok(()),
+                    StreamBody::State { state: JobState::Paused, .. } if is_paused(api, &message).await? => {
+                        return Ok(());
+                    }
                     StreamBody::State { .. } | StreamBody::Event { .. } => {}
                 }
             }
@@ -217,9 +219,9 @@ impl Progress {
     }
 
     fn draw(&mut self) {
-        let due = self.last_line.is_none_or(|(t, step)| {
-            step != self.step && (t.elapsed() >= LINE_EVERY || Some(self.step) == self.total)
-        });
+        let due = self
+            .last_line
+            .is_none_or(|(t, step)| step != self.step && (t.elapsed() >= LINE_EVERY || Some(self.step) == self.total));
         if self.plain && due && self.step > 0 {
             self.last_line = Some((Instant::now(), self.step));
             self.ui.note(self.line());

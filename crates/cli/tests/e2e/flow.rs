@@ -1,6 +1,9 @@
 //! From an empty directory to an adapter, and everything still there the next time.
 
-use crate::{harness::Hone, material};
+use crate::{
+    harness::{Hone, wait},
+    material,
+};
 use std::{fs, time::Instant};
 
 #[test]
@@ -29,7 +32,9 @@ fn a_model_is_trained_downloaded_and_talked_to_and_survives_a_restart() {
     for told in ["validation loss", " → ", "adapter_model.safetensors", "lies in", "data/s3/"] {
         assert!(text.contains(told), "no `{told}` in:\n{text}");
     }
-    assert!(progress.contains("step     12   validation loss"), "{progress}");
+    for told in ["step     12   validation loss", "step 12/12"] {
+        assert!(progress.contains(told), "no `{told}` in:\n{progress}");
+    }
 
     let job = hone.job("latest");
     let losses = |k: &str| job["progress"][k].as_f64().unwrap();
@@ -90,4 +95,20 @@ fn a_running_job_stores_a_checkpoint_at_shutdown_and_goes_on_at_the_next_start()
     let first_of_second =
         metrics.as_array().unwrap().iter().filter(|p| p["attempt"] == 2).map(|p| p["step"].as_u64().unwrap());
     assert!(resumed || first_of_second.min().is_some_and(|step| step > 5), "the second attempt began anew");
+}
+
+#[test]
+fn following_goes_on_past_a_pause_that_was_resumed() {
+    let hone = Hone::with_material();
+    let id = hone.train("training: {max_steps: 400, num_train_epochs: 10000, eval_steps: 0, save_steps: 0}");
+    hone.wait_for_step(&id, 5);
+    hone.ok(&["jobs", "pause", &id]);
+    wait("the pause", || hone.job(&id)["state"] == "paused");
+    let out = hone.run(&["jobs", "show", &id, "--follow"]);
+    let told = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success() && told.contains("is paused at step"), "{told}");
+    hone.ok(&["jobs", "resume", &id]);
+    let out = hone.run(&["jobs", "show", &id, "--follow"]);
+    let text = String::from_utf8_lossy(&out.stdout);
+    assert!(text.contains("succeeded: 400 steps"), "{text}{}", String::from_utf8_lossy(&out.stderr));
 }
