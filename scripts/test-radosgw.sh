@@ -80,8 +80,13 @@ await() {
 
 install_missing
 
+# By target and not by package: the workspace's features are compiled already.
+tests=(--workspace)
+for file in crates/storage-gateway/tests/*.rs; do
+  tests+=(--test "$(basename "$file" .rs)")
+done
 say "building the tests"
-cargo test -p storage-gateway --no-run
+cargo test "${tests[@]}" --no-run
 
 say "starting Ceph"
 dir=$(mktemp -d "${TMPDIR:-/tmp}/radosgw.XXXXXX")
@@ -150,5 +155,5 @@ await 60 "the start of radosgw" curl -sf -o /dev/null "http://127.0.0.1:$rgw_por
 say "running the tests against radosgw $(radosgw --version | cut -d' ' -f3)"
 unset CEPH_CONF CEPH_ARGS
 HONE_TEST_S3_ENDPOINT="http://127.0.0.1:$rgw_port" AWS_ACCESS_KEY_ID=$access_key AWS_SECRET_ACCESS_KEY=$secret_key \
-  timeout 300 cargo test -p storage-gateway "$@"
+  timeout 300 cargo test "${tests[@]}" "$@"
 say "radosgw: passed in $SECONDS s, build and start included"
