@@ -144,12 +144,7 @@ fn main() {
 
     for lengths in [vec![LENGTH; SEQUENCES], vec![N], vec![64; N / 64]] {
         let half_square = lengths.iter().map(|l| (l * l) as f64 / 2.0).sum::<f64>();
-        let shape = AttentionShape {
-            heads: C / 64,
-            kv_heads: KV / 64,
-            head_dim: 64,
-            segments: Segments::from_lengths(&lengths).unwrap(),
-        };
+        let shape = AttentionShape::causal(C / 64, KV / 64, 64, Segments::from_lengths(&lengths).unwrap());
         let (q, k, v) = (random(N, C), random(N, KV), random(N, KV));
         let product = 2.0 * half_square * C as f64;
         let name = format!("{} x {} tokens, 8/4 heads", lengths.len(), lengths[0]);

@@ -1,11 +1,14 @@
-//! Causal self-attention with grouped key/value heads, over sequences laid end to end.
+//! Self-attention with grouped key/value heads, over sequences laid end to end.
 //!
-//! For each sequence and head: `S = Q Kᵀ / √D`, `P = softmax(S)` over positions up to the query's own,
-//! `O = P V`. Query head `h` uses key/value head `h / (H / KV)`.
+//! For each sequence and head: `S = s Q Kᵀ` with `s = 1/√D` unless told otherwise, `P = softmax(S)` over the
+//! keys a query sees, `O = P V`. Query head `h` uses key/value head `h / (H / KV)`. A query sees its whole
+//! sequence, or positions up to its own (causal), or only the last few of those (sliding window, Beltagy et
+//! al., arXiv 2004.05150). A soft cap `c` (Gemma 2, arXiv 2408.00118) replaces `S` by `c tanh(S / c)`.
 //!
-//! The scores exist only for one tile of [`BLOCK`] queries at a time. The forward pass saves the
-//! log-sum-exp of each row; the backward pass makes the tile again from it (Dao, arXiv 2307.08691):
-//! `δ = Σ g ⊙ O` per row, `dV = Pᵀ g`, `dP = g Vᵀ`, `dS = P ⊙ (dP − δ)`, `dQ = dS K / √D`, `dK = dSᵀ Q / √D`.
+//! The scores exist only for one tile of [`BLOCK`] queries at a time, and only for keys that some query of
+//! the tile sees. The forward pass saves the log-sum-exp of each row; the backward pass makes the tile again
+//! from it (Dao, arXiv 2307.08691): `δ = Σ g ⊙ O` per row, `dV = Pᵀ g`, `dP = g Vᵀ`,
+//! `dS = P ⊙ (dP − δ)`, times `1 − (S / c)²` under a cap, `dQ = s dS K`, `dK = s dSᵀ Q`.
 //!
 //! Work is cut by shape alone, and the sums over queries that make `dK` and `dV` run in a fixed order, so
 //! results do not depend on timing.
@@ -40,15 +43,37 @@ pub struct AttentionShape {
     pub head_dim: usize,
     /// Where the sequences begin.
     pub segments: Segments,
+    /// Whether a query sees no key after its own position.
+    pub causal: bool,
+    /// A query sees this many keys, its own the last; only causal attention has a window.
+    pub window: Option<usize>,
+    /// Bound of the scores.
+    pub soft_cap: Option<f32>,
+    /// Factor of the scores; `1/√D` when `None`.
+    pub scale: Option<f32>,
+}
+
+impl AttentionShape {
+    /// Plain causal attention.
+    #[must_use]
+    pub const fn causal(heads: usize, kv_heads: usize, head_dim: usize, segments: Segments) -> Self {
+        Self { heads, kv_heads, head_dim, segments, causal: true, window: None, soft_cap: None, scale: None }
+    }
 }
 
 /// `q (N, H·D)`, `k (N, KV·D)`, `v (N, KV·D)` → `(N, H·D)`.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, shape: &AttentionShape) -> Result<Tensor> {
     const OP: &str = "attention";
-    let AttentionShape { heads, kv_heads, head_dim, ref segments } = *shape;
+    let AttentionShape { heads, kv_heads, head_dim, ref segments, .. } = *shape;
     let n = segments.tokens();
     if n * heads * kv_heads * head_dim == 0 || !heads.is_multiple_of(kv_heads) {
         bail!("{OP}: {n} tokens, {heads} heads, {kv_heads} key/value heads of size {head_dim} do not fit together");
+    }
+    if shape.window.is_some_and(|w| w == 0 || !shape.causal) {
+        bail!("{OP}: a window of {:?} keys; expected a causal one of at least 1", shape.window);
+    }
+    if let Some(odd) = [shape.soft_cap, shape.scale].into_iter().flatten().find(|x| !(x.is_finite() && *x > 0.0)) {
+        bail!("{OP}: a soft cap or scale of {odd}; expected a positive number");
     }
     if q.dims() != [n, heads * head_dim] || k.dims() != [n, kv_heads * head_dim] || v.dims() != k.dims() {
         bail!(
@@ -70,34 +95,56 @@ struct Attention {
     lse: OnceLock<Vec<f32>>,
 }
 
-/// A tile of queries of one sequence: `rows` from `start + first` on, looking at keys from `start` on.
+/// A tile of queries of one sequence: `rows` from `start + first` on, looking at `keys` keys from
+/// `start + from` on.
 #[derive(Clone, Copy)]
 struct Block {
     start: usize,
     first: usize,
     rows: usize,
+    from: usize,
+    keys: usize,
 }
 
 impl Block {
-    /// Keys the last query sees.
-    fn keys(self) -> usize {
-        self.first + self.rows
-    }
-
     fn row(self) -> usize {
         self.start + self.first
     }
-}
 
-/// The tiles of the queries `first..end` of a sequence that begins at `start`.
-fn blocks(start: usize, queries: Range<usize>) -> impl DoubleEndedIterator<Item = Block> {
-    let end = queries.end;
-    queries.step_by(BLOCK).map(move |first| Block { start, first, rows: BLOCK.min(end - first) })
+    fn key(self) -> usize {
+        self.start + self.from
+    }
 }
 
 impl AttentionShape {
     fn scale(&self) -> f32 {
-        1.0 / (self.head_dim as f32).sqrt()
+        self.scale.unwrap_or_else(|| 1.0 / (self.head_dim as f32).sqrt())
+    }
+
+    /// Keys that some of the queries see, in a sequence of `len`.
+    fn keys(&self, queries: Range<usize>, len: usize) -> Range<usize> {
+        if !self.causal {
+            return 0..len;
+        }
+        let from = self.window.map_or(0, |window| (queries.start + 1).saturating_sub(window));
+        from..queries.end
+    }
+
+    /// Columns of a tile's row `i` that its query sees.
+    fn live(&self, block: Block, i: usize) -> Range<usize> {
+        let query = block.first + i;
+        let keys = self.keys(query..query + 1, block.from + block.keys);
+        keys.start - block.from..keys.end - block.from
+    }
+
+    /// The tiles of some queries of a sequence.
+    fn blocks<'a>(&'a self, sequence: &Range<usize>, queries: Range<usize>) -> impl Iterator<Item = Block> + use<'a> {
+        let (start, len, end) = (sequence.start, sequence.len(), queries.end);
+        queries.step_by(BLOCK).map(move |first| {
+            let rows = BLOCK.min(end - first);
+            let keys = self.keys(first..first + rows, len);
+            Block { start, first, rows, from: keys.start, keys: keys.len() }
+        })
     }
 
     /// Query heads per key/value head.
@@ -105,8 +152,9 @@ impl AttentionShape {
         self.heads / self.kv_heads
     }
 
-    fn longest(&self) -> usize {
-        self.segments.ranges().map(|r| r.len()).max().unwrap_or(0)
+    /// Scores of the largest tile.
+    fn largest(&self) -> usize {
+        self.segments.ranges().flat_map(|r| self.blocks(&r, 0..r.len())).map(|b| b.rows * b.keys).max().unwrap_or(0)
     }
 
     /// Writes `O (N, H·D)`; returns the log-sum-exp `(H, N)`.
@@ -115,32 +163,37 @@ impl AttentionShape {
         let (q, k, v) = (Mat::new(q, self.heads * d), Mat::new(k, self.kv_heads * d), Mat::new(v, self.kv_heads * d));
         let mut lse = vec![0.0; self.heads * n];
         let (out, lse_tiles) = (Tiles::new(out, self.heads * d), Tiles::new(&mut lse, n));
-        let mut tasks: Vec<Block> = self.segments.ranges().flat_map(|r| blocks(r.start, 0..r.len())).collect();
-        tasks.sort_by_key(|b| std::cmp::Reverse(b.keys()));
-        let longest = self.longest();
+        let mut tasks: Vec<Block> = self.segments.ranges().flat_map(|r| self.blocks(&r, 0..r.len())).collect();
+        tasks.sort_by_key(|b| std::cmp::Reverse(b.keys));
+        let largest = self.largest();
         for_each_task(
             tasks.len() * self.heads,
-            || vec![0.0; BLOCK * longest],
+            || vec![0.0; largest],
             |scores, task| {
                 let (block, head) = (tasks[task / self.heads], task % self.heads);
-                let (keys, kv) = (block.keys(), head / self.group());
+                let (keys, kv) = (block.keys, head / self.group());
                 let scores = &mut scores[..block.rows * keys];
                 let qb = q.block(block.row(), block.rows, head * d, d);
-                let kb = k.block(block.start, keys, kv * d, d);
+                let kb = k.block(block.key(), keys, kv * d, d);
                 gemm(&mut MatMut::new(scores, keys), Write::Replace, self.scale(), qb, kb.t(), Threads::One);
                 // SAFETY: every (block, head) owns its rectangle of both outputs.
                 let (mut o, mut lse) = unsafe {
                     (out.tile(block.row(), block.rows, head * d, d), lse_tiles.tile(head, 1, block.row(), block.rows))
                 };
                 for ((i, row), lse) in scores.chunks_exact_mut(keys).enumerate().zip(lse.row(0)) {
-                    let (live, dead) = row.split_at_mut(block.first + i + 1);
-                    dead.fill(0.0);
+                    let live = self.live(block, i);
+                    row[..live.start].fill(0.0);
+                    row[live.end..].fill(0.0);
+                    let live = &mut row[live];
+                    if let Some(cap) = self.soft_cap {
+                        simd::soft_cap(live, cap);
+                    }
                     let max = simd::max(live);
                     let sum = simd::exp_sum(live, max);
                     simd::scale(live, 1.0 / sum);
                     *lse = max + sum.ln();
                 }
-                let vb = v.block(block.start, keys, kv * d, d);
+                let vb = v.block(block.key(), keys, kv * d, d);
                 gemm(&mut o, Write::Replace, 1.0, Mat::new(scores, keys), vb, Threads::One);
             },
         );
@@ -158,27 +211,38 @@ struct Saved<'a> {
     lse: &'a [f32],
 }
 
-/// One stripe of queries of one sequence.
+/// One stripe of queries of one sequence, and the keys they see, counted from the sequence's first.
 struct Stripe {
-    sequence: usize,
-    start: usize,
+    sequence: Range<usize>,
     queries: Range<usize>,
+    keys: Range<usize>,
+}
+
+impl Stripe {
+    fn key(&self) -> usize {
+        self.sequence.start + self.keys.start
+    }
 }
 
 impl AttentionShape {
-    /// Cuts the sequences into stripes of about equal work, longest keys first within a sequence.
+    /// Cuts the sequences into stripes of about equal work, last queries first within a sequence.
     fn stripes(&self) -> Vec<Stripe> {
         let mut stripes = Vec::new();
-        for (sequence, range) in self.segments.ranges().enumerate() {
-            let (start, len) = (range.start, range.len());
+        for sequence in self.segments.ranges() {
+            let len = sequence.len();
             let count = (len / STRIPE).clamp(1, MAX_STRIPES);
-            // Work grows with the square of the position; boundaries fall between tiles.
+            // Work up to a position grows with its square where queries see all before them. Boundaries
+            // fall between tiles.
+            let power = if self.causal && self.window.is_none() { 0.5 } else { 1.0 };
             let boundary = |i: usize| match i {
                 i if i == count => len,
-                i => ((len as f64 * (i as f64 / count as f64).sqrt()) as usize / BLOCK * BLOCK).min(len),
+                i => ((len as f64 * (i as f64 / count as f64).powf(power)) as usize / BLOCK * BLOCK).min(len),
             };
             let cut = (0..count).rev().map(|i| boundary(i)..boundary(i + 1)).filter(|queries| !queries.is_empty());
-            stripes.extend(cut.map(|queries| Stripe { sequence, start, queries }));
+            stripes.extend(cut.map(|queries| {
+                let keys = self.keys(queries.clone(), len);
+                Stripe { sequence: sequence.clone(), queries, keys }
+            }));
         }
         stripes
     }
@@ -189,29 +253,29 @@ impl AttentionShape {
         let (q_width, kv_width) = (self.heads * d, self.kv_heads * d);
         let (mut dq, mut dk, mut dv) = (vec![0.0; n * q_width], vec![0.0; n * kv_width], vec![0.0; n * kv_width]);
         let stripes = self.stripes();
-        let longest = self.longest();
-        // Every stripe but a sequence's first in the list (which sees all its keys) has its own dK and dV.
+        let largest = self.largest();
+        // Every stripe but a sequence's first in the list has its own dK and dV.
         let shares: Vec<OnceLock<(Vec<f32>, Vec<f32>)>> =
             (0..stripes.len() * self.kv_heads).map(|_| OnceLock::new()).collect();
         let (dq_tiles, dk_tiles, dv_tiles) =
             (Tiles::new(&mut dq, q_width), Tiles::new(&mut dk, kv_width), Tiles::new(&mut dv, kv_width));
         let owns_output = |i: usize| i == 0 || stripes[i - 1].sequence != stripes[i].sequence;
         let mut order: Vec<usize> = (0..stripes.len()).collect();
-        order.sort_by_key(|&i| std::cmp::Reverse(stripes[i].queries.end.pow(2) - stripes[i].queries.start.pow(2)));
+        let work = |s: &Stripe| self.blocks(&s.sequence, s.queries.clone()).map(|b| b.rows * b.keys).sum::<usize>();
+        order.sort_by_cached_key(|&i| std::cmp::Reverse(work(&stripes[i])));
         for_each_task(
             order.len() * self.kv_heads,
-            || (vec![0.0; BLOCK * longest], vec![0.0; BLOCK * longest]),
+            || (vec![0.0; largest], vec![0.0; largest]),
             |(scores, dp), task| {
                 let (at, kv) = (order[task / self.kv_heads], task % self.kv_heads);
                 let stripe = &stripes[at];
-                let keys = stripe.queries.end;
+                let (key, keys) = (stripe.key(), stripe.keys.len());
                 // SAFETY: every (stripe, kv head) owns these queries in its group's columns.
                 let mut dq = |block: Block, head: usize| unsafe { dq_tiles.tile(block.row(), block.rows, head * d, d) };
                 if owns_output(at) {
                     // SAFETY: one stripe per sequence owns its output, and every kv head its columns.
-                    let (mut dk, mut dv) = unsafe {
-                        (dk_tiles.tile(stripe.start, keys, kv * d, d), dv_tiles.tile(stripe.start, keys, kv * d, d))
-                    };
+                    let (mut dk, mut dv) =
+                        unsafe { (dk_tiles.tile(key, keys, kv * d, d), dv_tiles.tile(key, keys, kv * d, d)) };
                     self.backward_stripe(saved, stripe, kv, (scores, dp), &mut dq, (&mut dk, &mut dv));
                 } else {
                     let (mut dk, mut dv) = (vec![0.0; keys * d], vec![0.0; keys * d]);
@@ -229,11 +293,10 @@ impl AttentionShape {
             |(), kv| {
                 for (at, stripe) in stripes.iter().enumerate() {
                     let Some((dk_share, dv_share)) = shares[at * self.kv_heads + kv].get() else { continue };
-                    let keys = stripe.queries.end;
+                    let (key, keys) = (stripe.key(), stripe.keys.len());
                     // SAFETY: every kv head owns its columns, and the tasks above have ended.
-                    let (mut dk, mut dv) = unsafe {
-                        (dk_tiles.tile(stripe.start, keys, kv * d, d), dv_tiles.tile(stripe.start, keys, kv * d, d))
-                    };
+                    let (mut dk, mut dv) =
+                        unsafe { (dk_tiles.tile(key, keys, kv * d, d), dv_tiles.tile(key, keys, kv * d, d)) };
                     for (i, (k, v)) in dk_share.chunks_exact(d).zip(dv_share.chunks_exact(d)).enumerate() {
                         simd::add(dk.row(i), k);
                         simd::add(dv.row(i), v);
@@ -244,8 +307,8 @@ impl AttentionShape {
         (dq, dk, dv)
     }
 
-    /// One stripe of queries against one key/value head: writes its `dQ`, overwrites `dk` and `dv`
-    /// (`(keys, D)`, keys counted from the sequence's first).
+    /// One stripe of queries against one key/value head: writes its `dQ`, adds to `dk` and `dv`
+    /// (`(keys, D)`, the keys that the stripe sees).
     fn backward_stripe<'t>(
         &self,
         saved: &Saved<'_>,
@@ -256,33 +319,36 @@ impl AttentionShape {
         (dk, dv): (&mut MatMut<'_>, &mut MatMut<'_>),
     ) {
         let (d, n, scale) = (self.head_dim, self.segments.tokens(), self.scale());
-        let mut write = Write::Replace;
         for head in kv * self.group()..(kv + 1) * self.group() {
-            // Last tile first: it sees all keys, so it initialises every row of dK and dV.
-            for block in blocks(stripe.start, stripe.queries.clone()).rev() {
-                let keys = block.keys();
+            for block in self.blocks(&stripe.sequence, stripe.queries.clone()) {
+                let (at, keys) = (block.from - stripe.keys.start, block.keys);
                 let (scores, dp) = (&mut scores[..block.rows * keys], &mut dp[..block.rows * keys]);
                 let qb = saved.q.block(block.row(), block.rows, head * d, d);
                 let gb = saved.grad.block(block.row(), block.rows, head * d, d);
                 let ob = saved.out.block(block.row(), block.rows, head * d, d);
-                let kb = saved.k.block(block.start, keys, kv * d, d);
-                let vb = saved.v.block(block.start, keys, kv * d, d);
+                let kb = saved.k.block(block.key(), keys, kv * d, d);
+                let vb = saved.v.block(block.key(), keys, kv * d, d);
                 gemm(&mut MatMut::new(scores, keys), Write::Replace, scale, qb, kb.t(), Threads::One);
                 gemm(&mut MatMut::new(dp, keys), Write::Replace, 1.0, gb, vb.t(), Threads::One);
                 let rows = scores.chunks_exact_mut(keys).zip(dp.chunks_exact_mut(keys));
                 for (i, (scores, dp)) in rows.enumerate() {
-                    let live = block.first + i + 1;
+                    let live = self.live(block, i);
+                    for dead in [0..live.start, live.end..keys] {
+                        scores[dead.clone()].fill(0.0);
+                        dp[dead].fill(0.0);
+                    }
+                    let (scores, dp) = (&mut scores[live.clone()], &mut dp[live]);
                     let lse = saved.lse[head * n + block.row() + i];
                     let delta = simd::dot(ob.row(i), gb.row(i));
-                    simd::attention_backward(&mut scores[..live], &mut dp[..live], lse, delta);
-                    scores[live..].fill(0.0);
-                    dp[live..].fill(0.0);
+                    match self.soft_cap {
+                        None => simd::attention_backward(scores, dp, lse, delta),
+                        Some(cap) => simd::capped_attention_backward(scores, dp, lse, delta, cap),
+                    }
                 }
                 let (p, ds) = (Mat::new(scores, keys), Mat::new(dp, keys));
-                gemm(&mut dv.top(keys), write, 1.0, p.t(), gb, Threads::One);
-                gemm(&mut dk.top(keys), write, scale, ds.t(), qb, Threads::One);
+                gemm(&mut dv.rows(at, keys), Write::Add, 1.0, p.t(), gb, Threads::One);
+                gemm(&mut dk.rows(at, keys), Write::Add, scale, ds.t(), qb, Threads::One);
                 gemm(&mut dq(block, head), Write::Replace, scale, ds, kb, Threads::One);
-                write = Write::Add;
             }
         }
     }

@@ -73,10 +73,11 @@ impl<'a> MatMut<'a> {
         unsafe { std::slice::from_raw_parts_mut(self.ptr.add(i * self.row_stride), self.cols) }
     }
 
-    /// The first `rows` rows.
-    pub(crate) fn top(&mut self, rows: usize) -> MatMut<'_> {
-        assert!(rows <= self.rows, "{rows} rows of {}", self.rows);
-        MatMut { rows, data: PhantomData, ..*self }
+    /// `rows` rows from row `from` on.
+    pub(crate) fn rows(&mut self, from: usize, rows: usize) -> MatMut<'_> {
+        assert!(from + rows <= self.rows, "rows {from} to {} of {}", from + rows, self.rows);
+        // The offset is inside the matrix unless no row is left, in which case nothing is accessed.
+        MatMut { ptr: self.ptr.wrapping_add(from * self.row_stride), rows, data: PhantomData, ..*self }
     }
 }
 

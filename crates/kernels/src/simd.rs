@@ -112,6 +112,20 @@ fn exp<const FMA: bool>(x: f32) -> f32 {
     y * f32::from_bits((shifted.to_bits() << 23).wrapping_add(0x3f80_0000))
 }
 
+/// tanh x by Cephes' polynomial near zero and by eˣ elsewhere, error below 2e-7 of the result; keeps NaN.
+#[inline(always)]
+fn tanh<const FMA: bool>(x: f32) -> f32 {
+    let z = x * x;
+    let mut p = -5.704_989e-3;
+    p = fma::<FMA>(p, z, 2.063_909e-2);
+    p = fma::<FMA>(p, z, -5.373_971_6e-2);
+    p = fma::<FMA>(p, z, 1.333_144_2e-1);
+    p = fma::<FMA>(p, z, -3.333_328e-1);
+    let near = fma::<FMA>(p * z, x, x);
+    let far = 1.0 - 2.0 / (exp::<FMA>(2.0 * x) + 1.0);
+    if x.abs() < 0.625 { near } else { far }
+}
+
 /// Runs `$body` for every index of slices of one length, in lanes and then one by one for what is left over.
 /// Inside `$body` the slices are windows, and `$i` is an index into them: arrays, so that no bound is checked.
 macro_rules! by_lanes {
@@ -244,6 +258,23 @@ dispatched! {
         })
     }
 
+    /// `a ← c tanh(a / c)`.
+    fn soft_cap(a: &mut [f32], cap: f32) {
+        let inverse = 1.0 / cap;
+        by_lanes!([a], [], |i| a[i] = cap * tanh::<FMA>(a[i] * inverse))
+    }
+
+    /// [`attention_backward`] where the scores passed through [`soft_cap`]. In: scores before the cap.
+    fn capped_attention_backward(scores: &mut [f32], dp: &mut [f32], lse: f32, delta: f32, cap: f32) {
+        let inverse = 1.0 / cap;
+        by_lanes!([scores, dp], [], |i| {
+            let t = tanh::<FMA>(scores[i] * inverse);
+            let p = exp::<FMA>(fma::<FMA>(cap, t, -lse));
+            scores[i] = p;
+            dp[i] = p * (dp[i] - delta) * fma::<FMA>(-t, t, 1.0);
+        })
+    }
+
     /// One row of attention's backward. In: scores and `dP`; out: `P = exp(score − lse)` and
     /// `dS = P ⊙ (dP − delta)`.
     fn attention_backward(scores: &mut [f32], dp: &mut [f32], lse: f32, delta: f32) {
@@ -285,6 +316,25 @@ mod tests {
             let mut odd = [f32::NAN, f32::NEG_INFINITY, -1e30, f32::INFINITY];
             at::exp_sum(level, &mut odd, 0.0);
             assert!(odd[0].is_nan() && odd[1] < 1e-37 && odd[2] < 1e-37 && odd[3] > 1e38, "{level:?}: {odd:?}");
+        }
+    }
+
+    #[test]
+    fn the_soft_cap_is_right_near_zero_and_far_from_it_on_every_level() {
+        for level in Level::available() {
+            for x in (-4000..4000).map(|i| i as f32 / 100.0).chain([1e-6, -3e-20, 0.0]) {
+                let mut y = [x];
+                at::soft_cap(level, &mut y, 2.0);
+                let want = 2.0 * (f64::from(x) / 2.0).tanh();
+                assert!(
+                    (f64::from(y[0]) - want).abs() <= 4e-7 * want.abs(),
+                    "{level:?}: {x} gives {}, not {want}",
+                    y[0]
+                );
+            }
+            let mut odd = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY];
+            at::soft_cap(level, &mut odd, 2.0);
+            assert!(odd[0].is_nan() && odd[1..] == [2.0, -2.0], "{level:?}: {odd:?}");
         }
     }
 

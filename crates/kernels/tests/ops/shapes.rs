@@ -39,15 +39,21 @@ fn shape_errors_name_the_op_and_the_shapes() {
 
 #[test]
 fn attention_rejects_what_does_not_fit() {
-    let shape = |heads, kv_heads, lengths: &[usize]| AttentionShape {
-        heads,
-        kv_heads,
-        head_dim: 2,
-        segments: Segments::from_lengths(lengths).unwrap(),
+    let shape = |heads, kv_heads, lengths: &[usize]| {
+        AttentionShape::causal(heads, kv_heads, 2, Segments::from_lengths(lengths).unwrap())
     };
     fails(attention(&t(5, 8), &t(5, 4), &t(5, 4), &shape(4, 3, &[5])), &["attention", "4 heads", "3 key/value"]);
     fails(attention(&t(5, 8), &t(5, 4), &t(5, 4), &shape(4, 2, &[4])), &["attention", "[5, 8]", "(4, 8)"]);
     fails(attention(&t(5, 8), &t(5, 4), &t(5, 2), &shape(4, 2, &[5])), &["attention", "[5, 2]", "(5, 4)"]);
+    let odd = |change: &dyn Fn(&mut AttentionShape)| {
+        let mut shape = shape(4, 2, &[5]);
+        change(&mut shape);
+        attention(&t(5, 8), &t(5, 4), &t(5, 4), &shape)
+    };
+    fails(odd(&|s| s.window = Some(0)), &["attention", "window", "at least 1"]);
+    fails(odd(&|s| (s.window, s.causal) = (Some(3), false)), &["attention", "window", "causal"]);
+    fails(odd(&|s| s.soft_cap = Some(0.0)), &["attention", "soft cap", "positive"]);
+    fails(odd(&|s| s.scale = Some(f32::NAN)), &["attention", "scale of NaN"]);
     fails(Segments::from_lengths(&[3, 0]), &["sequence 1 of 2 is empty"]);
 }
 
@@ -82,6 +88,6 @@ fn strided_inputs_give_the_same_bits() {
     same(rms_norm(&strided(&x), &v(4), 1e-5).unwrap(), rms_norm(&x, &v(4), 1e-5).unwrap());
     same(swiglu(&strided(&x), &strided(&x)).unwrap(), swiglu(&x, &x).unwrap());
     let segments = Segments::from_lengths(&[6]).unwrap();
-    let shape = AttentionShape { heads: 2, kv_heads: 2, head_dim: 2, segments };
+    let shape = AttentionShape::causal(2, 2, 2, segments);
     same(attention(&strided(&x), &strided(&x), &strided(&x), &shape).unwrap(), attention(&x, &x, &x, &shape).unwrap());
 }

@@ -241,7 +241,7 @@ impl Attend for Cache {
         values.slice_set(&v.contiguous()?, 0, self.length)?;
         if self.length == 0 {
             let segments = Segments::from_lengths(&[n])?;
-            return kernels::attention(q, k, v, &AttentionShape { heads, kv_heads, head_dim, segments });
+            return kernels::attention(q, k, v, &AttentionShape::causal(heads, kv_heads, head_dim, segments));
         }
         // One query against everything so far: (KV, H/KV, D) x (KV, D, T) -> (KV, H/KV, T).
         let t = self.length.saturating_add(n);

@@ -65,7 +65,7 @@ pub struct Causal<'a>(pub &'a Segments);
 impl Attend for Causal<'_> {
     fn attend(&mut self, _layer: usize, q: &Tensor, k: &Tensor, v: &Tensor, heads: Heads) -> Result<Tensor> {
         let Heads { heads, kv_heads, head_dim } = heads;
-        kernels::attention(q, k, v, &AttentionShape { heads, kv_heads, head_dim, segments: self.0.clone() })
+        kernels::attention(q, k, v, &AttentionShape::causal(heads, kv_heads, head_dim, self.0.clone()))
     }
 }
 
