@@ -1,10 +1,10 @@
 # The targets are what CI runs. PROFILE=dev builds faster and runs slower.
 PROFILE ?= release
 
-.PHONY: help setup demo up test check bench build
+.PHONY: help setup demo up test test-resume check bench build
 
 help: ## Show this help
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## Install what building and running need (Debian, Ubuntu; says what to do elsewhere)
 	@scripts/setup.sh
@@ -20,6 +20,9 @@ up: setup build ## Build and start everything on this machine, until Ctrl-C
 
 test: setup ## Run all tests, with real Postgres, S3 and trainer processes
 	@scripts/test.sh
+
+test-resume: ## Kill the trainer 100 times at random moments and compare the resumed runs' bytes
+	@HONE_KILLS=100 scripts/test.sh --no-capture -E 'test(killed_at_random_moments)'
 
 check: ## Formatting, lints, dependency directions, file lengths, licences
 	@scripts/check.sh

@@ -45,7 +45,8 @@ Exit codes: 0 succeeded, 64 failed for good, 65 failed but may succeed when trie
 68 another process owns the job, 75 stopped by SIGTERM after a durable checkpoint.
 
 Without a backend:
-  hone-trainer run --config sft.yaml --model ./hone-tiny --data chat.jsonl --out ./result";
+  hone-trainer run --config sft.yaml --model ./hone-tiny --data chat.jsonl --out ./result
+  hone-trainer run --config sft.yaml --model ./hone-tiny --data chat.jsonl --out ./result --resume";
 
 const SERVE_HELP: &str = "\
 Environment:
@@ -80,8 +81,8 @@ struct RunArgs {
     /// Where the artifacts go; checkpoints go to `work/checkpoints` below it.
     #[arg(long, value_name = "DIR", requires = "config")]
     out: Option<PathBuf>,
-    /// Checkpoint directory to continue from.
-    #[arg(long, value_name = "DIR", requires = "config")]
+    /// Checkpoint directory to continue from; without DIR the newest one below --out, if there is any.
+    #[arg(long, value_name = "DIR", requires = "config", num_args = 0..=1, default_missing_value = local::NEWEST)]
     resume: Option<PathBuf>,
     /// Compute threads; all cores when absent.
     #[arg(long, env = "HONE_THREADS", value_name = "N")]

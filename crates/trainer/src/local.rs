@@ -1,7 +1,7 @@
 //! Training on local files, without backend or storage: `hone-trainer run --config … --model … --data … --out …`.
 
 use crate::{
-    engine::{self, Control, Observer, Outcome, Setup},
+    engine::{self, Control, Observer, Outcome, Setup, checkpoint},
     run::observer::describe,
 };
 use anyhow::{Context, bail};
@@ -24,6 +24,9 @@ use wire::{
     event::{Phase, StopReason, metric},
     job_env::exit,
 };
+
+/// Value of [`LocalRun::resume`] that means the newest checkpoint of an earlier run with the same `out`.
+pub const NEWEST: &str = "newest";
 
 /// What to train on what.
 #[derive(Debug, Clone)]
@@ -103,6 +106,18 @@ fn setup(options: &LocalRun) -> anyhow::Result<Setup> {
         bail!("{} is no model directory: it has no config.json", options.model.display());
     }
     fs::create_dir_all(&options.out).with_context(|| format!("cannot create {}", options.out.display()))?;
+    let work_dir = options.out.join("work");
+    let resume = match &options.resume {
+        Some(dir) if dir.as_os_str() == NEWEST => {
+            let found = checkpoint::newest(&work_dir.join("checkpoints"));
+            say(&match &found {
+                Some(dir) => format!("continuing from {}", dir.display()),
+                None => format!("no checkpoint below {} yet; starting from the beginning", work_dir.display()),
+            });
+            found
+        }
+        other => other.clone(),
+    };
     Ok(Setup {
         config,
         model_dir: options.model.clone(),
@@ -111,8 +126,8 @@ fn setup(options: &LocalRun) -> anyhow::Result<Setup> {
         format: format(&options.data)?,
         train: options.data.clone(),
         validation: options.validation.clone(),
-        work_dir: options.out.join("work"),
-        resume: options.resume.clone(),
+        work_dir,
+        resume,
         threads: options.threads.unwrap_or_else(|| available_parallelism().map_or(1, NonZero::get)),
     })
 }

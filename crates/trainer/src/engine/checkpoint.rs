@@ -211,11 +211,19 @@ pub fn prune(dir: &Path, limit: usize) -> Result<(), TrainError> {
     let mut steps: Vec<&String> = names.iter().filter(|n| step_of(n).is_some()).collect();
     steps.sort_unstable_by_key(|n| step_of(n));
     let old = steps.len().saturating_sub(limit.max(1));
-    for name in steps.into_iter().take(old).chain(names.iter().filter(|n| files::is_temporary(n))) {
+    for name in names.iter().filter(|n| files::is_temporary(n)) {
         let path = dir.join(name);
-        fs::remove_dir_all(&path).map_err(|e| TrainError::io("remove the old checkpoint", &path, e))?;
+        fs::remove_dir_all(&path).map_err(|e| TrainError::io("remove the unfinished checkpoint", &path, e))?;
     }
-    Ok(())
+    steps.into_iter().take(old).try_for_each(|name| files::discard(&dir.join(name)))
+}
+
+/// The checkpoint with the most steps in `dir`, if there is any.
+#[must_use]
+pub fn newest(dir: &Path) -> Option<PathBuf> {
+    let names = fs::read_dir(dir).ok()?.filter_map(Result::ok).map(|e| e.file_name().to_string_lossy().into_owned());
+    let (_, name) = names.filter_map(|n| Some((step_of(&n)?, n))).max()?;
+    Some(dir.join(name))
 }
 
 fn step_of(name: &str) -> Option<u64> {

@@ -37,7 +37,7 @@ pub fn publish_dir(target: &Path, fill: impl FnOnce(&Path) -> Result<(), TrainEr
         fs::create_dir(&temp).map_err(|e| TrainError::io("create", &temp, e))?;
         fill(&temp)?;
         sync_dir(&temp)?;
-        remove(target)?;
+        discard(target)?;
         fs::rename(&temp, target).map_err(|e| TrainError::io("rename", &temp, e))?;
         sync_dir(parent)
     })();
@@ -46,6 +46,21 @@ pub fn publish_dir(target: &Path, fill: impl FnOnce(&Path) -> Result<(), TrainEr
         let _ = fs::remove_dir_all(&temp);
     }
     result
+}
+
+/// Removes a directory so that no half of it is ever seen under its name.
+///
+/// # Errors
+/// A failed renaming or removal.
+pub fn discard(dir: &Path) -> Result<(), TrainError> {
+    let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let doomed = dir.with_file_name(format!("{TEMPORARY}old-{name}"));
+    remove(&doomed)?;
+    match fs::rename(dir, &doomed) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(TrainError::io("rename", dir, e)),
+        Ok(()) => remove(&doomed),
+    }
 }
 
 fn remove(dir: &Path) -> Result<(), TrainError> {

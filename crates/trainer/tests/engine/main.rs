@@ -2,6 +2,8 @@
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, clippy::as_conversions, reason = "tests fail loudly")]
 #![expect(clippy::print_stdout, reason = "measured differences are worth seeing with --nocapture")]
 
+mod equal;
+mod kill;
 mod model;
 mod ref_lora;
 mod support;
