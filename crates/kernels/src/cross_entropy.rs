@@ -5,6 +5,9 @@
 //! computed in the forward pass, while a chunk's logits are there: `dlogits = (softmax − onehot) / denominator`,
 //! `dx = dlogits W`, `dW = dlogitsᵀ x`. The backward pass scales them by the gradient of the loss.
 //!
+//! A soft cap `c` (Gemma 2, arXiv 2408.00118) replaces each logit `z` by `c tanh(z / c)`, and multiplies its
+//! gradient by `1 − (z / c)²`, `z` after the cap.
+//!
 //! The denominator comes from outside, because with gradient accumulation it is the number of target tokens
 //! of the whole global batch.
 
@@ -27,18 +30,30 @@ const CHUNK_BYTES: usize = 16 << 20;
 /// `x (N, C)`, `w (V, C)` frozen, `targets (N)` → scalar. The gradient flows to `x` only.
 ///
 /// A batch without any target has loss 0 and gradient 0.
-pub fn linear_cross_entropy(x: &Tensor, w: &Tensor, targets: &[u32], denominator: f64) -> Result<Tensor> {
+pub fn linear_cross_entropy(
+    x: &Tensor,
+    w: &Tensor,
+    targets: &[u32],
+    denominator: f64,
+    soft_cap: Option<f32>,
+) -> Result<Tensor> {
     const OP: &str = "linear_cross_entropy";
-    let plan = Plan::new(OP, x, w, targets, denominator)?;
+    let plan = Plan::new(OP, x, w, targets, denominator, soft_cap)?;
     let w = prepare(OP, "w", &w.detach())?;
     let need = Need { dx: x.track_op(), dw: false };
     prepare(OP, "x", x)?.apply_op1(LinearCrossEntropy { plan, need, w: Some(w), gradients: OnceLock::new() })
 }
 
 /// [`linear_cross_entropy`] with a gradient for `w` too.
-pub fn linear_cross_entropy_trainable(x: &Tensor, w: &Tensor, targets: &[u32], denominator: f64) -> Result<Tensor> {
+pub fn linear_cross_entropy_trainable(
+    x: &Tensor,
+    w: &Tensor,
+    targets: &[u32],
+    denominator: f64,
+    soft_cap: Option<f32>,
+) -> Result<Tensor> {
     const OP: &str = "linear_cross_entropy_trainable";
-    let plan = Plan::new(OP, x, w, targets, denominator)?;
+    let plan = Plan::new(OP, x, w, targets, denominator, soft_cap)?;
     let need = Need { dx: x.track_op(), dw: w.track_op() };
     let op = LinearCrossEntropy { plan, need, w: None, gradients: OnceLock::new() };
     prepare(OP, "x", x)?.apply_op2(&prepare(OP, "w", w)?, op)
@@ -47,9 +62,9 @@ pub fn linear_cross_entropy_trainable(x: &Tensor, w: &Tensor, targets: &[u32], d
 /// Negative log-likelihood of every token's target, without gradient; 0 where the target is [`IGNORE`].
 ///
 /// `x (N, C)`, `w (V, C)`, `targets (N)` → `N` losses.
-pub fn token_losses(x: &Tensor, w: &Tensor, targets: &[u32]) -> Result<Vec<f32>> {
+pub fn token_losses(x: &Tensor, w: &Tensor, targets: &[u32], soft_cap: Option<f32>) -> Result<Vec<f32>> {
     const OP: &str = "token_losses";
-    let plan = Plan::new(OP, x, w, targets, 1.0)?;
+    let plan = Plan::new(OP, x, w, targets, 1.0, soft_cap)?;
     let (x, w) = (prepare(OP, "x", x)?, prepare(OP, "w", w)?);
     let need = Need { dx: false, dw: false };
     let losses = with_data(OP, &x, |x| with_data(OP, &w, |w| plan.run(x, w, need).losses))??;
@@ -74,6 +89,7 @@ struct Plan {
     c: usize,
     vocabulary: usize,
     denominator: f64,
+    soft_cap: Option<f32>,
 }
 
 struct Outcome {
@@ -83,13 +99,16 @@ struct Outcome {
 }
 
 impl Plan {
-    fn new(op: &str, x: &Tensor, w: &Tensor, targets: &[u32], denominator: f64) -> Result<Self> {
+    fn new(op: &str, x: &Tensor, w: &Tensor, targets: &[u32], denominator: f64, soft_cap: Option<f32>) -> Result<Self> {
         let (n, c, vocabulary) = check(op, x, w)?;
         if targets.len() != n {
             bail!("{op}: x has {n} rows but there are {} targets", targets.len());
         }
         if !(denominator.is_finite() && denominator > 0.0) {
             bail!("{op}: the denominator is {denominator}; expected a positive number of target tokens");
+        }
+        if let Some(cap) = soft_cap.filter(|cap| !(cap.is_finite() && *cap > 0.0)) {
+            bail!("{op}: a soft cap of {cap}; expected a positive number");
         }
         let mut rows = Vec::new();
         for (row, &target) in targets.iter().enumerate() {
@@ -99,7 +118,7 @@ impl Plan {
                 target => bail!("{op}: the target of row {row} is {target}, the vocabulary ends at {vocabulary}"),
             }
         }
-        Ok(Self { rows, n, c, vocabulary, denominator })
+        Ok(Self { rows, n, c, vocabulary, denominator, soft_cap })
     }
 
     fn run(&self, x: &[f32], w: &[f32], need: Need) -> Outcome {
@@ -123,7 +142,7 @@ impl Plan {
             let of_chunk: Vec<f32> = logits
                 .par_chunks_exact_mut(v)
                 .zip(rows)
-                .map(|(logits, &(_, target))| row_loss(logits, target, with_gradient.then_some(inverse)))
+                .map(|(logits, &(_, target))| row_loss(logits, target, self.soft_cap, with_gradient.then_some(inverse)))
                 .collect();
             losses.extend(of_chunk);
             let dlogits = Mat::new(logits, v);
@@ -147,17 +166,26 @@ impl Plan {
     }
 }
 
-/// `−log softmax(logits)[target]`. With `inverse`, turns the logits into their gradient,
-/// `(softmax − onehot) · inverse`.
-fn row_loss(logits: &mut [f32], target: usize, inverse: Option<f32>) -> f32 {
+/// `−log softmax(logits)[target]`, the logits capped first. With `inverse`, turns them into their gradient,
+/// `(softmax − onehot) · inverse` times the slope of the cap.
+fn row_loss(logits: &mut [f32], target: usize, cap: Option<f32>, inverse: Option<f32>) -> f32 {
+    if let Some(cap) = cap {
+        simd::soft_cap(logits, cap);
+    }
     let max = simd::max(logits);
     let at_target = logits[target];
-    let sum = match inverse {
-        None => simd::sum_exp(logits, max),
-        Some(inverse) => {
+    let sum = match (inverse, cap) {
+        (None, _) => simd::sum_exp(logits, max),
+        (Some(inverse), None) => {
             let sum = simd::exp_sum(logits, max);
             simd::scale(logits, inverse / sum);
             logits[target] -= inverse;
+            sum
+        }
+        (Some(inverse), Some(cap)) => {
+            let sum = simd::sum_exp(logits, max);
+            simd::capped_softmax(logits, max, inverse / sum, cap);
+            logits[target] -= inverse * (1.0 - (at_target / cap).powi(2));
             sum
         }
     };

@@ -14,14 +14,17 @@
 //! - A frozen weight never gets a gradient, and none is computed for an input that nothing trains.
 //! - The same inputs on the same machine with the same number of threads give the same bits: work is cut
 //!   into pieces by shape alone and partial sums are added in a fixed order.
-//! - NaN and infinity in an input reach the output, so that a training loop can notice them.
+//! - NaN and infinity in an input reach the output, so that a training loop can notice them. (A soft cap
+//!   turns infinity into a number, as its definition says.)
 //! - Wrong shapes are errors that name the op and the shapes. `unsafe` lives in [`buffer`], [`matmul`],
 //!   [`simd`] [`attention`](mod@attention) and [`alloc`] only.
 
 pub mod alloc;
 mod attention;
+mod bias;
 mod buffer;
 mod cross_entropy;
+mod glu;
 mod linear;
 mod lora_linear;
 mod matmul;
@@ -29,13 +32,13 @@ mod rms_norm;
 mod rope;
 mod segments;
 mod simd;
-mod swiglu;
 
 pub use attention::{AttentionShape, attention};
+pub use bias::add_bias;
 pub use cross_entropy::{IGNORE, linear_cross_entropy, linear_cross_entropy_trainable, token_losses};
+pub use glu::{geglu, swiglu};
 pub use linear::{linear, linear_trainable};
 pub use lora_linear::lora_linear;
 pub use rms_norm::{rms_norm, rms_norm_trainable};
 pub use rope::{RopeTable, rope};
 pub use segments::Segments;
-pub use swiglu::swiglu;

@@ -1,7 +1,9 @@
 //! Rotary position embedding (Su et al., arXiv 2104.09864), in the "rotate half" form of Llama: in each
-//! head of size `D`, the pair `(i, i + D/2)` turns by `position · inv_freq[i]`.
+//! head, the first `R` channels turn, the pair `(i, i + R/2)` by `position · inv_freq[i]`. Mostly `R` is the
+//! head size `D`; where it is less (Phi), the other channels pass through.
 //!
-//! A rotation is orthogonal, so the backward pass turns the gradient back by the same angles.
+//! A rotation is orthogonal, so the backward pass turns the gradient back by the same angles. A table may
+//! scale what it turns (LongRoPE, arXiv 2402.13753); then the gradient is scaled too.
 
 #![expect(clippy::indexing_slicing, clippy::as_conversions, reason = "row offsets of checked shapes")]
 
@@ -10,7 +12,7 @@ use crate::simd;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use std::sync::Arc;
 
-/// Cosines and sines of every angle: `(max_positions, D/2)` each. Cheap to clone.
+/// Cosines and sines of every angle: `(max_positions, R/2)` each. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct RopeTable {
     cos: Arc<[f32]>,
@@ -27,7 +29,7 @@ impl RopeTable {
         Self::from_inverse_frequencies(&inv_freq, max_positions)
     }
 
-    /// From frequencies that were scaled for long contexts. `inv_freq (D/2)`. Angles are computed in f32,
+    /// From frequencies that were scaled for long contexts. `inv_freq (R/2)`. Angles are computed in f32,
     /// as Transformers does.
     pub fn from_inverse_frequencies(inv_freq: &[f32], max_positions: usize) -> Result<Self> {
         if inv_freq.is_empty() || max_positions == 0 {
@@ -36,6 +38,13 @@ impl RopeTable {
         let angles = || (0..max_positions).flat_map(|p| inv_freq.iter().map(move |f| p as f32 * f));
         let (cos, sin) = (angles().map(f32::cos).collect(), angles().map(f32::sin).collect());
         Ok(Self { cos, sin, half: inv_freq.len() })
+    }
+
+    /// Multiplies what the table turns by `factor`.
+    #[must_use]
+    pub fn scaled(&self, factor: f32) -> Self {
+        let scale = |values: &[f32]| values.iter().map(|x| x * factor).collect();
+        Self { cos: scale(&self.cos), sin: scale(&self.sin), half: self.half }
     }
 
     /// Number of positions the table covers.
@@ -48,9 +57,9 @@ impl RopeTable {
 /// `x (N, H·D)`, `positions (N)` → `(N, H·D)`.
 pub fn rope(x: &Tensor, table: &RopeTable, positions: &[u32], head_dim: usize) -> Result<Tensor> {
     let &[n, c] = x.dims() else { bail!("rope: x is {:?}; expected (N, H·D)", x.dims()) };
-    if n * c == 0 || head_dim != 2 * table.half || !c.is_multiple_of(head_dim) || positions.len() != n {
+    if n * c == 0 || head_dim < 2 * table.half || !c.is_multiple_of(head_dim) || positions.len() != n {
         bail!(
-            "rope: x is ({n}, {c}) with head size {head_dim} and {} positions, the table has head size {}",
+            "rope: x is ({n}, {c}) with head size {head_dim} and {} positions, the table turns {} channels",
             positions.len(),
             2 * table.half
         );
@@ -58,7 +67,7 @@ pub fn rope(x: &Tensor, table: &RopeTable, positions: &[u32], head_dim: usize) -
     if let Some(at) = positions.iter().position(|&p| p as usize >= table.max_positions()) {
         bail!("rope: token {at} has position {}, the table ends at {}", positions[at], table.max_positions());
     }
-    let op = Rope { table: table.clone(), positions: positions.into(), sign: 1.0 };
+    let op = Rope { table: table.clone(), positions: positions.into(), head_dim, sign: 1.0 };
     prepare("rope", "x", x)?.apply_op1(op)
 }
 
@@ -66,6 +75,7 @@ pub fn rope(x: &Tensor, table: &RopeTable, positions: &[u32], head_dim: usize) -
 struct Rope {
     table: RopeTable,
     positions: Arc<[u32]>,
+    head_dim: usize,
     sign: f32,
 }
 
@@ -77,12 +87,13 @@ impl CustomOp1 for Rope {
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = input(self.name(), x, layout)?;
         let (n, c) = layout.shape().dims2()?;
-        let half = self.table.half;
+        let (half, d) = (self.table.half, self.head_dim);
         let y = fill_rows(n, c, |row, y| {
             let at = self.positions[row] as usize * half;
             let (cos, sin) = (&self.table.cos[at..][..half], &self.table.sin[at..][..half]);
-            for (y, x) in y.chunks_exact_mut(2 * half).zip(x[row * c..][..c].chunks_exact(2 * half)) {
-                simd::rotate(y, x, cos, sin, self.sign);
+            for (y, x) in y.chunks_exact_mut(d).zip(x[row * c..][..c].chunks_exact(d)) {
+                simd::rotate(&mut y[..2 * half], &x[..2 * half], cos, sin, self.sign);
+                y[2 * half..].copy_from_slice(&x[2 * half..]);
             }
         });
         Ok((CpuStorage::F32(y), layout.shape().clone()))

@@ -126,6 +126,10 @@ fn tanh<const FMA: bool>(x: f32) -> f32 {
     if x.abs() < 0.625 { near } else { far }
 }
 
+/// `2 √(2/π)` and the cubic coefficient of gelu's tanh form.
+const GELU_LINEAR: f32 = 1.595_769_2;
+const GELU_CUBIC: f32 = 0.044_715;
+
 /// Runs `$body` for every index of slices of one length, in lanes and then one by one for what is left over.
 /// Inside `$body` the slices are windows, and `$i` is an index into them: arrays, so that no bound is checked.
 macro_rules! by_lanes {
@@ -272,6 +276,37 @@ dispatched! {
             let p = exp::<FMA>(fma::<FMA>(cap, t, -lse));
             scores[i] = p;
             dp[i] = p * (dp[i] - delta) * fma::<FMA>(-t, t, 1.0);
+        })
+    }
+
+    /// `y = gelu(gate) ⊙ up`, the tanh form of gelu.
+    fn geglu(y: &mut [f32], gate: &[f32], up: &[f32]) {
+        by_lanes!([y], [gate, up], |i| {
+            let z = gate[i];
+            let twice = GELU_LINEAR * z * fma::<FMA>(GELU_CUBIC * z, z, 1.0);
+            y[i] = z / (1.0 + exp::<FMA>(-twice)) * up[i];
+        })
+    }
+
+    /// Gradients of [`geglu`] for the output gradient `dy`.
+    fn geglu_backward(dgate: &mut [f32], dup: &mut [f32], gate: &[f32], up: &[f32], dy: &[f32]) {
+        by_lanes!([dgate, dup], [gate, up, dy], |i| {
+            let z = gate[i];
+            let twice = GELU_LINEAR * z * fma::<FMA>(GELU_CUBIC * z, z, 1.0);
+            let slope = GELU_LINEAR * fma::<FMA>(3.0 * GELU_CUBIC * z, z, 1.0);
+            let sigmoid = 1.0 / (1.0 + exp::<FMA>(-twice));
+            let gelu = z * sigmoid;
+            dup[i] = dy[i] * gelu;
+            dgate[i] = dy[i] * up[i] * fma::<FMA>(gelu * (1.0 - sigmoid), slope, sigmoid);
+        })
+    }
+
+    /// `a ← factor · exp(a − shift) ⊙ (1 − (a / cap)²)`: gradient of a softmax behind [`soft_cap`].
+    fn capped_softmax(a: &mut [f32], shift: f32, factor: f32, cap: f32) {
+        let inverse = 1.0 / cap;
+        by_lanes!([a], [], |i| {
+            let t = a[i] * inverse;
+            a[i] = factor * exp::<FMA>(a[i] - shift) * fma::<FMA>(-t, t, 1.0);
         })
     }
 

@@ -1,5 +1,5 @@
 use crate::harness::{check, frozen, trained};
-use kernels::{RopeTable, Segments, rms_norm, rms_norm_trainable, rope, swiglu};
+use kernels::{RopeTable, Segments, add_bias, geglu, rms_norm, rms_norm_trainable, rope, swiglu};
 
 const TOLERANCE: f64 = 3e-6;
 
@@ -36,6 +36,49 @@ fn swiglu_matches() {
             v[0].iter().zip(&v[1]).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect()
         });
     }
+}
+
+#[test]
+fn geglu_matches() {
+    for (n, f, spread) in [(1, 1, 1.0), (3, 5, 3.0), (9, 70, 8.0), (4, 32, 150.0)] {
+        let inputs = [trained("gate", &[n, f]).around(0.0, spread), trained("up", &[n, f])];
+        check(&inputs, TOLERANCE, &|t| geglu(&t[0], &t[1]), &|v| {
+            let inner = |z: f64| (2.0 / std::f64::consts::PI).sqrt() * (z + 0.044715 * z.powi(3));
+            v[0].iter().zip(&v[1]).map(|(z, u)| 0.5 * z * (1.0 + inner(*z).tanh()) * u).collect()
+        });
+    }
+}
+
+#[test]
+fn a_bias_is_added_to_every_row_and_trained_only_when_tracked() {
+    let naive = |v: &[Vec<f64>]| v[0].iter().zip(v[1].iter().cycle()).map(|(x, b)| x + b).collect();
+    for (n, c) in [(1, 1), (3, 5), (7, 64), (600, 3)] {
+        let inputs = [trained("x", &[n, c]), trained("b", &[c])];
+        check(&inputs, TOLERANCE, &|t| add_bias(&t[0], &t[1]), &naive);
+        let inputs = [trained("x", &[n, c]), frozen("b", &[c])];
+        check(&inputs, TOLERANCE, &|t| add_bias(&t[0], &t[1].detach()), &naive);
+    }
+}
+
+/// Of heads of 12 channels the first 8 turn, and are scaled.
+#[test]
+fn rope_leaves_the_channels_past_its_table_alone() {
+    let (d, half, factor) = (12, 4, 1.25);
+    let segments = Segments::from_lengths(&[5, 9]).unwrap();
+    let positions = segments.positions();
+    let table = RopeTable::new(100.0, 2 * half, 64).unwrap().scaled(factor);
+    check(&[trained("x", &[14, 2 * d])], TOLERANCE, &|t| rope(&t[0], &table, &positions, d), &|v| {
+        let mut y = v[0].clone();
+        for (at, head) in y.chunks_mut(d).enumerate() {
+            for i in 0..half {
+                let angle = f64::from(positions[at / 2]) / 100f64.powf(i as f64 / half as f64);
+                let (a, b) = (head[i] * f64::from(factor), head[i + half] * f64::from(factor));
+                head[i] = a * angle.cos() - b * angle.sin();
+                head[i + half] = b * angle.cos() + a * angle.sin();
+            }
+        }
+        y
+    });
 }
 
 #[test]

@@ -3,8 +3,8 @@
 use crate::harness::{noise, values};
 use candle_core::{DType, Device, Result, Tensor};
 use kernels::{
-    AttentionShape, IGNORE, RopeTable, Segments, attention, linear, linear_cross_entropy, linear_trainable,
-    lora_linear, rms_norm, rms_norm_trainable, rope, swiglu, token_losses,
+    AttentionShape, IGNORE, RopeTable, Segments, add_bias, attention, geglu, linear, linear_cross_entropy,
+    linear_trainable, lora_linear, rms_norm, rms_norm_trainable, rope, swiglu, token_losses,
 };
 
 fn t(rows: usize, cols: usize) -> Tensor {
@@ -32,6 +32,8 @@ fn shape_errors_name_the_op_and_the_shapes() {
     fails(rms_norm(&t(2, 3), &v(4), 1e-5), &["rms_norm", "[2, 3]", "[4]"]);
     fails(rms_norm_trainable(&t(2, 3), &v(4), 1e-5), &["rms_norm_trainable", "[2, 3]", "[4]"]);
     fails(swiglu(&t(2, 3), &t(3, 2)), &["swiglu", "[2, 3]", "[3, 2]"]);
+    fails(geglu(&t(2, 3), &t(2, 4)), &["geglu", "[2, 3]", "[2, 4]"]);
+    fails(add_bias(&t(2, 3), &v(2)), &["add_bias", "[2, 3]", "[2]"]);
     fails(linear(&Tensor::zeros((0, 3), DType::F32, &Device::Cpu).unwrap(), &t(4, 3)), &["linear", "[0, 3]"]);
     let doubles = t(2, 3).to_dtype(DType::F64).unwrap();
     fails(linear(&doubles, &t(4, 3)), &["linear", "x is F64", "f32"]);
@@ -63,17 +65,19 @@ fn rope_rejects_positions_past_its_table() {
     fails(rope(&t(2, 8), &table, &[0, 8], 4), &["rope", "token 1", "position 8", "ends at 8"]);
     fails(rope(&t(2, 8), &table, &[0], 4), &["rope", "1 positions"]);
     fails(rope(&t(2, 6), &table, &[0, 1], 4), &["rope", "(2, 6)"]);
+    fails(rope(&t(2, 6), &table, &[0, 1], 3), &["rope", "head size 3", "turns 4"]);
     fails(RopeTable::new(10_000.0, 1, 8), &["rope"]);
 }
 
 #[test]
 fn the_loss_rejects_bad_targets_and_denominators() {
     let (x, w) = (t(2, 3), t(5, 3));
-    fails(linear_cross_entropy(&x, &w, &[0, 5], 1.0), &["linear_cross_entropy", "row 1 is 5", "ends at 5"]);
-    fails(linear_cross_entropy(&x, &w, &[0], 1.0), &["2 rows", "1 targets"]);
-    fails(token_losses(&x, &w, &[0]), &["token_losses", "1 targets"]);
+    fails(linear_cross_entropy(&x, &w, &[0, 5], 1.0, None), &["linear_cross_entropy", "row 1 is 5", "ends at 5"]);
+    fails(linear_cross_entropy(&x, &w, &[0], 1.0, None), &["2 rows", "1 targets"]);
+    fails(token_losses(&x, &w, &[0], None), &["token_losses", "1 targets"]);
+    fails(linear_cross_entropy(&x, &w, &[0, 1], 1.0, Some(-30.0)), &["linear_cross_entropy", "soft cap of -30"]);
     for denominator in [0.0, -1.0, f64::NAN, f64::INFINITY] {
-        fails(linear_cross_entropy(&x, &w, &[0, IGNORE], denominator), &["denominator"]);
+        fails(linear_cross_entropy(&x, &w, &[0, IGNORE], denominator, None), &["denominator"]);
     }
 }
 

@@ -323,15 +323,15 @@ impl CausalLm for Llama {
         let head = self.head();
         let w = head.tensor(pass.grad);
         if head.wants_gradient(pass.grad) {
-            kernels::linear_cross_entropy_trainable(&x, &w, targets, denominator)
+            kernels::linear_cross_entropy_trainable(&x, &w, targets, denominator, None)
         } else {
-            kernels::linear_cross_entropy(&x, &w, targets, denominator)
+            kernels::linear_cross_entropy(&x, &w, targets, denominator, None)
         }
     }
 
     fn token_losses(&self, x: &Tensor, targets: &[u32]) -> Result<Vec<f32>> {
         let pass = Pass::inference(kernels::Segments::from_lengths(&[x.dim(0)?])?);
-        kernels::token_losses(&self.norm.forward(x, &pass)?, &self.head().tensor(false), targets)
+        kernels::token_losses(&self.norm.forward(x, &pass)?, &self.head().tensor(false), targets, None)
     }
 
     fn logits(&self, x: &Tensor) -> Result<Tensor> {
