@@ -6,7 +6,7 @@ use crate::{
     template::{ChatTemplate, GenerationPrompt, TemplateError},
     tokenizer::{LoadError, Tokenizer},
 };
-use std::path::Path;
+use std::{ops::Range, path::Path};
 
 /// Which tokens carry loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +52,10 @@ pub enum EncodeError {
     Template(#[from] TemplateError),
     #[error("the chat template does not show which text is the assistant's message {0}")]
     Unlocated(usize),
+    #[error(
+        "the chat template leaves out the tool calls of message {0}: use a model whose template knows tools, or write the calls into the content"
+    )]
+    DroppedCalls(usize),
     #[error("the tokenizer failed: {0}")]
     Tokenizer(String),
 }
@@ -118,7 +122,9 @@ impl Encoder {
             LossOn::Assistant => {
                 // What is cut off anyway need not be searched.
                 let kept = offsets.get(self.max_length).map_or(rendered.text.len(), |(start, _)| *start);
-                let spans = assistant_spans(template, chat, &rendered, kept)?;
+                let controls = tokens.iter().zip(&offsets).filter(|(token, _)| self.tokenizer.is_special(**token));
+                let controls: Vec<Range<usize>> = controls.map(|(_, (start, end))| *start..*end).collect();
+                let spans = assistant_spans(template, chat, &rendered, &controls, kept)?;
                 let mut left = spans.iter().peekable();
                 let is_trained = |(start, end): &(usize, usize)| {
                     while left.next_if(|s| s.range.end <= *start).is_some() {}

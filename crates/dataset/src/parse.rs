@@ -314,7 +314,7 @@ fn arguments_object(arguments: &minijinja::Value) -> minijinja::Value {
 }
 
 /// The map with one value replaced, in the same order.
-fn with_key(
+pub(crate) fn with_key(
     map: &minijinja::Value,
     key: &str,
     change: impl Fn(&minijinja::Value) -> minijinja::Value,

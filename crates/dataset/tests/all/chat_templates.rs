@@ -128,7 +128,13 @@ fn the_mask_equals_transformers_where_the_template_marks_generation() {
         for name in ["chatml_generation", "chatml"] {
             let template = ChatTemplate::new(&template_source(name), &[("eos_token", "<|im_end|>")]).unwrap();
             let encoder = Encoder::new(tokenizer(&[], "<|im_end|>"), Some(template), 4096);
-            let sequence = encoder.encode_row(&case.row, LossOn::Assistant).unwrap().remove(0);
+            let encoded = encoder.encode_row(&case.row, LossOn::Assistant);
+            if case.title == "tools" {
+                let reason = "the chat template leaves out the tool calls of message 2: ";
+                assert!(encoded.unwrap_err().to_string().starts_with(reason), "{name}");
+                continue;
+            }
+            let sequence = encoded.unwrap().remove(0);
             assert_eq!(serde_json::json!(sequence.tokens), *tokens, "{name} / {}", case.title);
             assert_eq!(sequence.trained, expected, "{name} / {}", case.title);
         }

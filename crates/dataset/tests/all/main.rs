@@ -11,4 +11,5 @@ mod chat_templates;
 mod common;
 mod encoding;
 mod properties;
+mod real_templates;
 mod validation;
