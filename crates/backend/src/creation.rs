@@ -63,6 +63,7 @@ async fn insert(conn: &mut Conn, user: UserId, config: TrainingConfig, max_attem
     let dataset = Dataset::find(conn, &config.dataset).await?;
     let dataset = dataset_spec(dataset)?;
     check_fit(config.method, dataset.format)?;
+    check_adapter(&config)?;
     let name = config.name.clone().unwrap_or_else(|| format!("{}-{}", model.name, dataset.name));
     let prefix = model.prefix();
     let model = ModelSpec { name: model.name, revision: model.revision, prefix, files: model.files.0 };
@@ -103,6 +104,16 @@ fn dataset_spec(dataset: Dataset) -> Result<DatasetSpec> {
         }),
         _ => Err(not_ready()),
     }
+}
+
+/// A job has no way yet to read another one's adapter.
+fn check_adapter(config: &TrainingConfig) -> Result<()> {
+    if config.lora.init_from.is_none() {
+        return Ok(());
+    }
+    let message = "continuing from an adapter works on local files only: `hone-trainer run --config …`";
+    let problem = Problem::new(Code::Invalid, format!("training configuration: lora.init_from: {message}"));
+    Err(problem.with_errors(vec![FieldError::new("lora.init_from", message)]).into())
 }
 
 /// Whether rows of this format carry what the method learns from.

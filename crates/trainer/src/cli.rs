@@ -1,6 +1,7 @@
 //! The command line of `hone-trainer`.
 
 use crate::{
+    engine::{self, merge::MergedDtype},
     generate::{self, GenerateArgs},
     local::{self, LocalRun},
     run, serve,
@@ -29,6 +30,8 @@ enum Command {
     /// Generate text with a model and, optionally, an adapter.
     #[command(after_long_help = GENERATE_HELP)]
     Generate(GenerateArgs),
+    /// Merge an adapter into its base model: a model directory that needs no adapter.
+    Merge(MergeArgs),
 }
 
 const RUN_HELP: &str = "\
@@ -89,6 +92,22 @@ struct RunArgs {
     threads: Option<usize>,
 }
 
+#[derive(Debug, Args)]
+struct MergeArgs {
+    /// The adapter's base model, a directory in Hugging Face layout.
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// Adapter directory in PEFT layout (LoRA or DoRA).
+    #[arg(long, value_name = "DIR")]
+    adapter: PathBuf,
+    /// Where the merged model goes; must not exist yet.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Element type of the weights. With `base` merged weights are rounded to it.
+    #[arg(long, value_enum, default_value = "base")]
+    dtype: MergedDtype,
+}
+
 /// Runs the program; the exit code is the one of [`wire::job_env::exit`] for `run`.
 #[must_use]
 pub fn main() -> ExitCode {
@@ -96,6 +115,7 @@ pub fn main() -> ExitCode {
     let env = Env::from_process();
     let result = match cli.command {
         Command::Generate(args) => generate::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Merge(args) => merge(&args),
         Command::Serve => {
             // Actix wants to make its own runtime.
             actix_web::rt::System::new().block_on(serve::run(&env)).map(|()| ExitCode::SUCCESS)
@@ -106,6 +126,13 @@ pub fn main() -> ExitCode {
         complain(&format!("hone-trainer: {error:#}"));
         ExitCode::from(u8::try_from(exit::FATAL).unwrap_or(1))
     })
+}
+
+fn merge(args: &MergeArgs) -> anyhow::Result<ExitCode> {
+    anyhow::ensure!(!args.out.exists(), "{} exists already; give a new directory as --out", args.out.display());
+    let merged = engine::merge::merge(&args.model, &args.adapter, &args.out, args.dtype)?;
+    complain(&format!("merged the adapters of {merged} weights into {}", args.out.display()));
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Two threads carry the network; the training has its own.
@@ -127,7 +154,7 @@ async fn train(args: RunArgs, env: Env) -> anyhow::Result<ExitCode> {
     }
 }
 
-#[expect(clippy::print_stderr, reason = "logging may not be set up, and this is the last word")]
+#[expect(clippy::print_stderr, reason = "a command line tool's report to its user")]
 fn complain(text: &str) {
     eprintln!("{text}");
 }

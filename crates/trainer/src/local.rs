@@ -1,7 +1,7 @@
 //! Training on local files, without backend or storage: `hone-trainer run --config … --model … --data … --out …`.
 
 use crate::{
-    engine::{self, Control, Observer, Outcome, Setup, checkpoint},
+    engine::{self, Control, Observer, Outcome, Setup, checkpoint, lora::ADAPTER_CONFIG},
     run::observer::describe,
 };
 use anyhow::{Context, bail};
@@ -106,6 +106,10 @@ fn setup(options: &LocalRun) -> anyhow::Result<Setup> {
         bail!("{} is no model directory: it has no config.json", options.model.display());
     }
     fs::create_dir_all(&options.out).with_context(|| format!("cannot create {}", options.out.display()))?;
+    let adapter = config.lora.init_from.as_ref().map(PathBuf::from);
+    if let Some(dir) = adapter.as_ref().filter(|dir| !dir.join(ADAPTER_CONFIG).is_file()) {
+        bail!("lora.init_from: {} is no adapter directory: it has no {ADAPTER_CONFIG}", dir.display());
+    }
     let work_dir = options.out.join("work");
     let resume = match &options.resume {
         Some(dir) if dir.as_os_str() == NEWEST => {
@@ -126,6 +130,7 @@ fn setup(options: &LocalRun) -> anyhow::Result<Setup> {
         format: format(&options.data)?,
         train: options.data.clone(),
         validation: options.validation.clone(),
+        adapter,
         work_dir,
         resume,
         threads: options.threads.unwrap_or_else(|| available_parallelism().map_or(1, NonZero::get)),

@@ -3,6 +3,10 @@
 //! [`TrainingConfig::from_value`] is the only way in: it reports every unknown key (with a
 //! suggestion), every wrong type and every value out of range at once, each with its path.
 
+mod lora;
+
+pub use lora::{ALL_LINEAR, LoraConfig, TargetModules};
+
 use crate::problem::{Code, FieldError, Problem, near};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -29,64 +33,6 @@ pub enum Init {
     Pretrained,
     /// Random weights in the base model's shape (training from scratch; `method: pretrain` or `full`).
     Random,
-}
-
-/// `lora.target_modules`: every linear projection of the decoder blocks, or a list of module names.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(untagged)]
-pub enum TargetModules {
-    /// The string `all-linear`.
-    Preset(String),
-    /// Suffixes of module paths, as in PEFT: `["q_proj", "v_proj"]`.
-    Names(Vec<String>),
-}
-
-/// PEFT's name for every linear projection except the head.
-pub const ALL_LINEAR: &str = "all-linear";
-
-impl Default for TargetModules {
-    fn default() -> Self {
-        Self::Preset(ALL_LINEAR.into())
-    }
-}
-
-impl TargetModules {
-    /// Whether a module whose last path segment is `name` gets an adapter.
-    #[must_use]
-    pub fn matches(&self, name: &str) -> bool {
-        match self {
-            Self::Preset(_) => true,
-            Self::Names(names) => names.iter().any(|n| n == name),
-        }
-    }
-}
-
-/// LoRA hyperparameters (PEFT `LoraConfig` names).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(default)]
-pub struct LoraConfig {
-    pub r: usize,
-    pub lora_alpha: f64,
-    pub lora_dropout: f64,
-    pub target_modules: TargetModules,
-    /// Scale by `alpha / sqrt(r)` instead of `alpha / r` (rsLoRA, arXiv 2312.03732).
-    pub use_rslora: bool,
-}
-
-impl Default for LoraConfig {
-    fn default() -> Self {
-        Self { r: 16, lora_alpha: 32.0, lora_dropout: 0.0, target_modules: TargetModules::default(), use_rslora: false }
-    }
-}
-
-impl LoraConfig {
-    /// Factor on `B·A·x`.
-    #[must_use]
-    pub fn scale(&self) -> f64 {
-        #[expect(clippy::as_conversions, reason = "a rank fits in f64 exactly")]
-        let r = self.r as f64;
-        self.lora_alpha / if self.use_rslora { r.sqrt() } else { r }
-    }
 }
 
 /// Learning-rate schedule after warm-up (names of `transformers.SchedulerType`).
@@ -164,6 +110,9 @@ impl Default for TrainingParams {
     }
 }
 
+/// Takes whether a value is fine, its path, and what to say when it is not.
+type Require<'a> = dyn FnMut(bool, &str, String) + 'a;
+
 /// A whole training configuration.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default)]
@@ -239,28 +188,7 @@ impl TrainingConfig {
         };
         require(!self.model.is_empty(), "model", "is required: the name of a base model".into());
         require(!self.dataset.is_empty(), "dataset", "is required: the name of a dataset".into());
-        if let TargetModules::Preset(p) = &self.lora.target_modules {
-            require(
-                p == ALL_LINEAR,
-                "lora.target_modules",
-                format!("must be `{ALL_LINEAR}` or a list of module names, not `{p}`"),
-            );
-        }
-        if let TargetModules::Names(names) = &self.lora.target_modules {
-            require(!names.is_empty(), "lora.target_modules", "must name at least one module".into());
-        }
-        let l = &self.lora;
-        require((1..=1024).contains(&l.r), "lora.r", format!("must be between 1 and 1024, not {}", l.r));
-        require(
-            l.lora_alpha > 0.0 && l.lora_alpha.is_finite(),
-            "lora.lora_alpha",
-            format!("must be positive, not {}", l.lora_alpha),
-        );
-        require(
-            (0.0..1.0).contains(&l.lora_dropout),
-            "lora.lora_dropout",
-            format!("must be at least 0 and below 1, not {}", l.lora_dropout),
-        );
+        self.lora.check(&mut require);
         let t = &self.training;
         require(
             t.num_train_epochs > 0.0 && t.num_train_epochs <= 10_000.0,
@@ -329,6 +257,11 @@ impl TrainingConfig {
         );
         require(t.save_total_limit >= 1, "training.save_total_limit", "must be at least 1".into());
         require(
+            self.lora.init_from.is_none() || self.method == Method::Sft,
+            "lora.init_from",
+            "needs `method: sft`; other methods train no adapter".into(),
+        );
+        require(
             self.init == Init::Pretrained || self.method != Method::Sft,
             "init",
             "`random` needs `method: full` or `method: pretrain`: an adapter on random weights is useless".into(),
@@ -338,7 +271,11 @@ impl TrainingConfig {
 
 /// Keys of `value` that `known` lacks, and sections that are no mappings.
 fn check_keys(value: &Value, known: &Value, path: &str, errors: &mut Vec<FieldError>) {
+    // An empty mapping among the defaults is one whose keys are the user's.
     let Value::Object(known) = known else { return };
+    if known.is_empty() && !path.is_empty() {
+        return;
+    }
     let Value::Object(map) = value else {
         let at = if path.is_empty() { "(document)" } else { path };
         errors.push(FieldError::new(at, "must be a mapping of keys to values"));
@@ -405,9 +342,10 @@ mod tests {
     #[test]
     fn names_every_value_out_of_range() {
         assert_eq!(
-            errors("model: a\ndataset: b\nlora: {r: 0}\ntraining: {warmup_ratio: 2}\n"),
+            errors("model: a\ndataset: b\nlora: {r: 0, rank_pattern: {q_proj: 9999}}\ntraining: {warmup_ratio: 2}\n"),
             [
                 "lora.r: must be between 1 and 1024, not 0",
+                "lora.rank_pattern.q_proj: must be between 1 and 1024, not 9999",
                 "training.warmup_ratio: must be at least 0 and below 1, not 2"
             ]
         );

@@ -28,14 +28,15 @@ const TOKENIZER_FILES: &[&str] = &[
     "merges.txt",
 ];
 
-/// `adapter_config.json` as PEFT writes it.
+/// `adapter_config.json` as PEFT writes it, for an adapter made as `lora` says on the modules `targets`.
 ///
 /// # Errors
 /// Internal only.
-pub fn adapter_config(setup: &Setup, targets: &[String]) -> Result<Vec<u8>, TrainError> {
-    let LoraConfig { r, lora_alpha, lora_dropout, use_rslora, .. } = &setup.config.lora;
+pub fn adapter_config(setup: &Setup, lora: &LoraConfig, targets: &[String]) -> Result<Vec<u8>, TrainError> {
+    let LoraConfig { r, lora_alpha, lora_dropout, use_rslora, use_dora, rank_pattern, .. } = lora;
+    let alphas: serde_json::Map<_, _> = lora.alpha_pattern.iter().map(|(k, a)| (k.clone(), number(*a))).collect();
     let config = json!({
-        "alpha_pattern": {},
+        "alpha_pattern": alphas,
         "auto_mapping": null,
         "base_model_name_or_path": setup.model_name,
         "bias": "none",
@@ -49,11 +50,11 @@ pub fn adapter_config(setup: &Setup, targets: &[String]) -> Result<Vec<u8>, Trai
         "modules_to_save": null,
         "peft_type": "LORA",
         "r": r,
-        "rank_pattern": {},
+        "rank_pattern": rank_pattern,
         "revision": setup.model_revision,
         "target_modules": targets,
         "task_type": "CAUSAL_LM",
-        "use_dora": false,
+        "use_dora": use_dora,
         "use_rslora": use_rslora,
     });
     serde_json::to_vec_pretty(&config)
@@ -105,8 +106,7 @@ pub fn write_model(target: &Path, setup: &Setup, params: &Params, summary: &Summ
     files::publish_dir(target, |dir| {
         files::write_tensors(&dir.join("model.safetensors"), tensors)?;
         files::write(&dir.join("README.md"), model_card(setup, summary).as_bytes())?;
-        copy_present(&setup.model_dir, dir, &["config.json", "generation_config.json"])?;
-        copy_present(&setup.model_dir, dir, TOKENIZER_FILES)
+        copy_model_files(&setup.model_dir, dir)
     })
 }
 
@@ -119,6 +119,15 @@ fn configured_dtype(model_dir: &Path) -> DType {
         Some("float16") => DType::F16,
         _ => DType::F32,
     }
+}
+
+/// Copies a model's configuration and tokenizer, everything but its weights.
+///
+/// # Errors
+/// A failed read or write.
+pub fn copy_model_files(from: &Path, to: &Path) -> Result<(), TrainError> {
+    copy_present(from, to, &["config.json", "generation_config.json"])?;
+    copy_present(from, to, TOKENIZER_FILES)
 }
 
 fn copy_present(from: &Path, to: &Path, names: &[&str]) -> Result<(), TrainError> {
@@ -163,6 +172,17 @@ fn model_card(setup: &Setup, summary: &Summary) -> String {
         row("lora_alpha", &lora.lora_alpha);
         row("lora_dropout", &lora.lora_dropout);
         row("use_rslora", &lora.use_rslora);
+        row("use_dora", &lora.use_dora);
+        for (name, patterns) in
+            [("rank_pattern", json!(lora.rank_pattern)), ("alpha_pattern", json!(lora.alpha_pattern))]
+        {
+            if patterns.as_object().is_some_and(|p| !p.is_empty()) {
+                row(name, &patterns);
+            }
+        }
+        if let Some(from) = &lora.init_from {
+            row("init_from", from);
+        }
     }
     row("learning_rate", &t.learning_rate);
     row("lr_scheduler_type", &scheduler);

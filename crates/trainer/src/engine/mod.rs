@@ -14,6 +14,7 @@ pub mod files;
 pub mod generate;
 pub mod lora;
 pub mod memory;
+pub mod merge;
 pub mod model;
 pub mod optim;
 pub mod params;
@@ -43,6 +44,8 @@ pub struct Setup {
     pub format: DatasetFormat,
     pub train: PathBuf,
     pub validation: Option<PathBuf>,
+    /// Directory of the adapter that `lora.init_from` names.
+    pub adapter: Option<PathBuf>,
     /// `checkpoints/` and `artifacts/` are written below it.
     pub work_dir: PathBuf,
     /// A local checkpoint directory to continue from.

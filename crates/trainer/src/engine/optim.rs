@@ -62,8 +62,9 @@ impl AdamW {
             let moments = self.moments.entry(name.to_owned()).or_default();
             moments.exp_avg.resize(n, 0.0);
             moments.exp_avg_sq.resize(n, 0.0);
-            // Norm weights are vectors; `transformers.Trainer` exempts them (and biases) from decay.
-            let decay = if var.rank() > 1 { c.weight_decay } else { 0.0 };
+            // `transformers.Trainer` exempts norm weights and biases from decay: all vectors but DoRA's.
+            let decayed = var.rank() > 1 || name.ends_with("lora_magnitude_vector");
+            let decay = if decayed { c.weight_decay } else { 0.0 };
             let update = Update {
                 moments: Mutex::new(moments),
                 clip: narrow(clip),

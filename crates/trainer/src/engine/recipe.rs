@@ -17,7 +17,7 @@ use dataset::{Encoder, LossOn};
 use sha2::{Digest, Sha256};
 use std::{collections::BTreeMap, path::PathBuf, time::Instant};
 use wire::{
-    config::{Init, Method, TrainingConfig},
+    config::{Init, LoraConfig, Method, TargetModules, TrainingConfig},
     event::{EventKind, Level, Phase, StopReason, Summary, metric},
     job::FailureCode,
 };
@@ -117,8 +117,8 @@ impl<'a> Run<'a> {
         };
         let mut model = model::load(&setup.model_dir, options)?;
         let kind = if adapter {
-            let targets = lora::attach(model.as_mut(), &config.lora, t.seed)?;
-            Kind::Adapter { config: artifacts::adapter_config(setup, &targets)? }
+            let (lora, targets) = put_adapter(setup, model.as_mut())?;
+            Kind::Adapter { config: artifacts::adapter_config(setup, &lora, &targets)? }
         } else {
             Kind::Weights
         };
@@ -183,7 +183,7 @@ impl<'a> Run<'a> {
             epsilon: t.adam_epsilon,
             weight_decay: t.weight_decay,
         });
-        let digest = digest(setup, &train, eval.as_ref());
+        let digest = digest(setup, &train, eval.as_ref())?;
         let state = match &setup.resume {
             None => State::new(digest, setup.threads),
             Some(dir) => checkpoint::load(dir, &kind, model.params(), &mut optimizer, &digest)?,
@@ -405,8 +405,22 @@ impl<'a> Run<'a> {
     }
 }
 
+/// Puts the adapter to train on the model: a fresh one, or the one to continue from. Returns what it is like and
+/// the names of its targets.
+fn put_adapter(setup: &Setup, model: &mut dyn CausalLm) -> Result<(LoraConfig, Vec<String>), TrainError> {
+    let wanted = &setup.config.lora;
+    let Some(dir) = &setup.adapter else {
+        return Ok((wanted.clone(), lora::attach(model, wanted, setup.config.training.seed)?));
+    };
+    let found = lora::load(model, dir)?;
+    let TargetModules::Names(targets) = found.target_modules.clone() else {
+        return Err(TrainError::internal("a loaded adapter has no list of targets"));
+    };
+    Ok((LoraConfig { lora_dropout: wanted.lora_dropout, init_from: wanted.init_from.clone(), ..found }, targets))
+}
+
 /// Names everything that decides the run's numbers, so that a checkpoint is not continued by another one.
-fn digest(setup: &Setup, train: &Corpus, eval: Option<&Corpus>) -> String {
+fn digest(setup: &Setup, train: &Corpus, eval: Option<&Corpus>) -> Result<String, TrainError> {
     let mut config = setup.config.clone();
     let neutral = TrainingConfig::default();
     config.name = None;
@@ -416,6 +430,10 @@ fn digest(setup: &Setup, train: &Corpus, eval: Option<&Corpus>) -> String {
     config.training.gradient_checkpointing = neutral.training.gradient_checkpointing;
     let mut hash = Sha256::new();
     hash.update(serde_json::to_vec(&config).unwrap_or_default());
+    if let Some(dir) = &setup.adapter {
+        let file = dir.join(lora::ADAPTER_FILE);
+        hash.update(std::fs::read(&file).map_err(|e| TrainError::io("read", &file, e))?);
+    }
     for part in [
         setup.model_name.clone(),
         setup.model_revision.clone(),
@@ -425,5 +443,5 @@ fn digest(setup: &Setup, train: &Corpus, eval: Option<&Corpus>) -> String {
         hash.update(part);
         hash.update([0]);
     }
-    hex::encode(hash.finalize())
+    Ok(hex::encode(hash.finalize()))
 }

@@ -16,7 +16,7 @@ const MAX_HEADER: u64 = 100_000_000;
 /// Bytes read at a time; a multiple of every element size.
 const CHUNK: usize = 4 << 20;
 const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+pub const INDEX: &str = "model.safetensors.index.json";
 
 #[derive(Debug, Clone)]
 struct Entry {
@@ -124,6 +124,16 @@ impl WeightFiles {
         self.entries.keys().map(String::as_str)
     }
 
+    /// The files, each with the names of its tensors.
+    #[must_use]
+    pub fn shards(&self) -> BTreeMap<&Path, Vec<&str>> {
+        let mut shards: BTreeMap<&Path, Vec<&str>> = BTreeMap::new();
+        for (name, entry) in &self.entries {
+            shards.entry(&entry.file).or_default().push(name);
+        }
+        shards
+    }
+
     #[must_use]
     pub fn contains(&self, name: &str) -> bool {
         self.entries.contains_key(name)
@@ -164,15 +174,30 @@ impl WeightFiles {
         Err(TrainError::model(format!("the weights do not fit `config.json`: {}", problems.join("; "))))
     }
 
+    /// One tensor as it is stored.
+    ///
+    /// # Errors
+    /// `ModelCorrupt` for an absent tensor.
+    pub fn bytes(&self, name: &str) -> Result<(Dtype, Vec<usize>, Vec<u8>), TrainError> {
+        let entry = self.entry(name)?;
+        let failed = |e| TrainError::io("read", &entry.file, e);
+        let mut file = File::open(&entry.file).map_err(failed)?;
+        file.seek(SeekFrom::Start(entry.offset)).map_err(failed)?;
+        let mut bytes = vec![0_u8; entry.bytes];
+        file.read_exact(&mut bytes).map_err(failed)?;
+        Ok((entry.dtype, entry.shape.clone(), bytes))
+    }
+
+    fn entry(&self, name: &str) -> Result<&Entry, TrainError> {
+        self.entries.get(name).ok_or_else(|| TrainError::model(format!("the weights have no tensor named `{name}`")))
+    }
+
     /// Loads one tensor as f32 (f16 and bf16 are widened exactly).
     ///
     /// # Errors
     /// `ModelCorrupt` for an absent tensor or an element type that is no float of 16 to 64 bits.
     pub fn load(&self, name: &str) -> Result<(Vec<f32>, Vec<usize>), TrainError> {
-        let entry = self
-            .entries
-            .get(name)
-            .ok_or_else(|| TrainError::model(format!("the weights have no tensor named `{name}`")))?;
+        let entry = self.entry(name)?;
         let path = &entry.file;
         let failed = |e| TrainError::io("read", path, e);
         let mut file = File::open(path).map_err(failed)?;

@@ -130,6 +130,7 @@ impl Attempt {
             format: spec.dataset.format,
             train,
             validation: spec.dataset.validation.is_some().then_some(validation),
+            adapter: None,
             work_dir: dir.join("work"),
             resume,
             threads: config.threads,

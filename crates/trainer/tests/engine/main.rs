@@ -4,7 +4,9 @@
 
 mod equal;
 mod kill;
+mod merge;
 mod model;
 mod ref_lora;
+mod ref_options;
 mod support;
 mod train;

@@ -1,6 +1,6 @@
 //! Numbers of the model itself: caching, packing and gradients.
 
-use crate::support::{VOCAB, model_dir};
+use crate::support::{VOCAB, flat, model_dir};
 use candle_core::Tensor;
 use dataset::Sequence;
 use serde_json::json;
@@ -52,10 +52,6 @@ fn run(model: &dyn CausalLm, batch: &Batch, denominator: f64) -> (f64, Gradients
     let options = StepOptions { denominator, dropout: None, recompute: false };
     let loss = step::forward_backward(model, batch, options, &mut grads).unwrap();
     (loss, grads)
-}
-
-fn flat(tensor: &Tensor) -> Vec<f32> {
-    tensor.flatten_all().unwrap().to_vec1().unwrap()
 }
 
 fn max_difference(a: &[f32], b: &[f32]) -> f32 {

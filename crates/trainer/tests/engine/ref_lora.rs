@@ -29,7 +29,7 @@ const STEP_TOLERANCE: f64 = 1e-4;
 /// amplify differences in summation order; 5e-3 per step is the learning rate.
 const WEIGHT_TOLERANCE: f32 = 1e-5;
 
-fn fixture(path: &str) -> PathBuf {
+pub fn fixture(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/ref_lora").join(path)
 }
 
@@ -37,7 +37,7 @@ fn json(path: &str) -> Value {
     serde_json::from_slice(&fs::read(fixture(path)).unwrap()).unwrap()
 }
 
-fn setup(dir: &Path, method: Method, reference: &Value) -> Setup {
+pub fn setup(dir: &Path, method: Method, reference: &Value) -> Setup {
     let mut config = TrainingConfig { model: "ref".into(), dataset: "ref".into(), method, ..TrainingConfig::default() };
     config.training = serde_json::from_value(reference["settings"].clone()).unwrap();
     config.training.shuffle = false;
@@ -54,13 +54,14 @@ fn setup(dir: &Path, method: Method, reference: &Value) -> Setup {
         format: DatasetFormat::ChatJsonl,
         train: fixture("train.jsonl"),
         validation: None,
+        adapter: None,
         work_dir: dir.to_owned(),
         resume: None,
         threads: 2,
     }
 }
 
-fn compare_steps(memory: &Memory, reference: &Value) {
+pub fn compare_steps(memory: &Memory, reference: &Value) {
     for (name, key) in
         [(metric::TRAIN_LOSS, "loss"), (metric::LEARNING_RATE, "learning_rate"), (metric::GRAD_NORM, "grad_norm")]
     {
@@ -84,7 +85,7 @@ fn compare_tensors(ours: &HashMap<String, Tensor>, theirs: &HashMap<String, Tens
     assert!(worst <= WEIGHT_TOLERANCE, "weights differ by {worst:.2e}");
 }
 
-fn max_difference(a: &Tensor, b: &Tensor) -> f32 {
+pub fn max_difference(a: &Tensor, b: &Tensor) -> f32 {
     (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar().unwrap()
 }
 

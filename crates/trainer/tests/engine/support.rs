@@ -1,5 +1,6 @@
 //! A tiny Llama with a byte-level tokenizer, a small dataset, and an observer that remembers.
 
+use candle_core::Tensor;
 use serde_json::json;
 use std::{
     collections::BTreeMap,
@@ -31,6 +32,11 @@ pub fn config_json(extra: serde_json::Value) -> serde_json::Value {
         config[key] = value;
     }
     config
+}
+
+/// All elements, in order.
+pub fn flat(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
 }
 
 /// A model directory with random weights.
@@ -119,6 +125,7 @@ pub fn setup(dir: &Path, model_dir: &Path, config: TrainingConfig) -> Setup {
         format: DatasetFormat::ChatJsonl,
         train: chat_file(dir, 20),
         validation: None,
+        adapter: None,
         work_dir: dir.join("work"),
         resume: None,
         threads: 2,

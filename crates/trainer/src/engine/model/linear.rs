@@ -4,16 +4,38 @@ use super::{Pass, Source, Weight};
 use crate::engine::{TrainError, params::Params};
 use candle_core::{Result, Tensor, Var};
 
-/// A low-rank adapter: `y += scale · B·A·dropout(x)` (arXiv 2106.09685).
+/// A low-rank adapter: `y += scale · B·A·dropout(x)` (arXiv 2106.09685). With magnitudes `m` (DoRA, arXiv
+/// 2402.09353) the merged weight's rows are brought to these lengths: `y = m / ‖W + scale · B·A‖ ⊙ (W·x + …)`.
 #[derive(Debug, Clone)]
 pub struct Lora {
     /// `(r, in)`
     pub a: Var,
     /// `(out, r)`
     pub b: Var,
+    /// `(out)`
+    pub magnitude: Option<Var>,
     pub scale: f64,
     /// Picks the dropout mask.
     pub index: u64,
+}
+
+impl Lora {
+    /// Adds the adapter's tensors to `params` under PEFT's names for the module at `path`.
+    pub fn register(&self, path: &str, params: &mut Params) {
+        params.insert(format!("{path}.lora_A.weight"), self.a.clone());
+        params.insert(format!("{path}.lora_B.weight"), self.b.clone());
+        if let Some(magnitude) = &self.magnitude {
+            params.insert(format!("{path}.lora_magnitude_vector"), magnitude.clone());
+        }
+    }
+
+    /// `m / ‖W + scale · B·A‖`, `(out)`; the norm counts as a constant in the backward pass, as in PEFT.
+    fn row_factors(&self, w: &Tensor, grad: bool) -> Result<Option<Tensor>> {
+        let Some(magnitude) = &self.magnitude else { return Ok(None) };
+        let norms = kernels::merged_row_norms(w, &self.a, &self.b, self.scale)?;
+        let magnitude = if grad { magnitude.as_tensor().clone() } else { magnitude.detach() };
+        Ok(Some((magnitude / norms)?))
+    }
 }
 
 /// `y = W·x` with `W (out, in)`.
@@ -52,6 +74,12 @@ impl Linear {
         self.shape
     }
 
+    /// The base weight, `(out, in)`, without a gradient.
+    #[must_use]
+    pub fn weight(&self) -> Tensor {
+        self.weight.tensor(false)
+    }
+
     #[must_use]
     pub const fn lora(&self) -> Option<&Lora> {
         self.lora.as_ref()
@@ -79,9 +107,17 @@ impl Linear {
         } else {
             (lora.a.detach(), lora.b.detach())
         };
+        let factors = lora.row_factors(&w, pass.grad)?;
         let Some(dropout) = pass.dropout else {
-            return kernels::lora_linear(x, &w, &a, &b, lora.scale);
+            let y = kernels::lora_linear(x, &w, &a, &b, lora.scale)?;
+            return factors.map_or(Ok(y.clone()), |f| y.broadcast_mul(&f));
         };
+        if let Some(factors) = factors {
+            // PEFT's formula: only what the adapter changes about the output sees the dropped input.
+            let dropped = dropout.apply(x, lora.index)?;
+            let merged = kernels::lora_linear(&dropped, &w, &a, &b, lora.scale)?.broadcast_mul(&factors)?;
+            return kernels::linear(x, &w)? + (merged - kernels::linear(&dropped, &w)?)?;
+        }
         // The branch sees another input than the base weight, so the fused op does not fit.
         let low = kernels::linear_trainable(&dropout.apply(x, lora.index)?, &a)?; // (N, in) -> (N, r)
         let branch = kernels::linear_trainable(&low, &b)?; // (N, r) -> (N, out)

@@ -303,8 +303,7 @@ impl CausalLm for Llama {
         let Some(linear) = self.blocks.iter_mut().flat_map(Block::linears_mut).find(|l| l.path() == path) else {
             return;
         };
-        self.params.insert(format!("{path}.lora_A.weight"), lora.a.clone());
-        self.params.insert(format!("{path}.lora_B.weight"), lora.b.clone());
+        lora.register(path, &mut self.params);
         linear.attach(lora);
     }
 
