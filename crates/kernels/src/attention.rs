@@ -19,6 +19,7 @@ use crate::buffer::{for_each_task, input, prepare, tensor, with_data};
 use crate::matmul::{Mat, MatMut, Threads, Tiles, Write, gemm};
 use crate::segments::Segments;
 use crate::simd;
+use crate::tape::{self, Saves};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -86,7 +87,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, shape: &AttentionShape) -> 
         );
     }
     let op = Attention { shape: shape.clone(), lse: OnceLock::new() };
-    prepare(OP, "q", q)?.apply_op3(&prepare(OP, "k", k)?, &prepare(OP, "v", v)?, op)
+    tape::apply3([&prepare(OP, "q", q)?, &prepare(OP, "k", k)?, &prepare(OP, "v", v)?], op, Saves::ALL)
 }
 
 struct Attention {

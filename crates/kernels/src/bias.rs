@@ -6,6 +6,7 @@
 
 use crate::buffer::{fill_rows, input, prepare, tensor, with_data};
 use crate::simd;
+use crate::tape::{self, Saves};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
@@ -19,10 +20,14 @@ pub fn add_bias(x: &Tensor, b: &Tensor) -> Result<Tensor> {
         (&[n, c], &[b]) if c == b && n * c > 0 => {}
         (x, b) => bail!("{OP}: x is {x:?} and b is {b:?}; expected (N, C) and (C), none of them zero"),
     }
-    prepare(OP, "x", x)?.apply_op2(&prepare(OP, "b", b)?, AddBias)
+    let op = AddBias { wants_dx: x.track_op(), wants_db: b.track_op() };
+    tape::apply2([&prepare(OP, "x", x)?, &prepare(OP, "b", b)?], op, Saves::NOTHING)
 }
 
-struct AddBias;
+struct AddBias {
+    wants_dx: bool,
+    wants_db: bool,
+}
 
 impl CustomOp2 for AddBias {
     fn name(&self) -> &'static str {
@@ -39,13 +44,10 @@ impl CustomOp2 for AddBias {
         Ok((CpuStorage::F32(y), xl.shape().clone()))
     }
 
-    fn bwd(&self, x: &Tensor, b: &Tensor, _y: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let db = || -> Result<Tensor> {
-            let db = with_data(self.name(), g, |g| column_sums(g, b.elem_count()))?;
-            tensor(db, b.shape())
-        };
-        let dx = x.track_op().then(|| g.clone());
-        Ok((dx, if b.track_op() { Some(db()?) } else { None }))
+    fn bwd(&self, _x: &Tensor, _b: &Tensor, _y: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let c = g.dim(1)?;
+        let db = || tensor(with_data(self.name(), g, |g| column_sums(g, c))?, c);
+        Ok((self.wants_dx.then(|| g.clone()), if self.wants_db { Some(db()?) } else { None }))
     }
 }
 

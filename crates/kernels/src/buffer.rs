@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Rows are handed to threads in pieces of about this many floats: large enough to hide the hand-over,
 /// small enough to stay in a second-level cache between zeroing and filling.
-const PIECE: usize = 16 * 1024;
+pub(crate) const PIECE: usize = 16 * 1024;
 
 /// The floats of a contiguous op input.
 pub(crate) fn input<'a>(op: &str, storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
@@ -95,6 +95,21 @@ pub(crate) unsafe fn write_all(len: usize, write: impl FnOnce(&mut [MaybeUninit<
     // SAFETY: the capacity is at least `len`, and the caller promises that `write` initialised it.
     unsafe { out.set_len(len) };
     out
+}
+
+/// `a + b`.
+pub(crate) fn sum(a: &[f32], b: &[f32]) -> Vec<f32> {
+    assert_eq!(a.len(), b.len(), "summands differ in length");
+    let write = |out: &mut [MaybeUninit<f32>]| {
+        let pieces = out.par_chunks_mut(PIECE).zip(a.par_chunks(PIECE)).zip(b.par_chunks(PIECE));
+        pieces.for_each(|((out, a), b)| {
+            for ((out, a), b) in out.iter_mut().zip(a).zip(b) {
+                out.write(a + b);
+            }
+        });
+    };
+    // SAFETY: the pieces cover `out`, and the summands are as long.
+    unsafe { write_all(a.len(), write) }
 }
 
 /// Runs `work(scratch, task)` for every task in `0..tasks`. Threads take the next task as they become

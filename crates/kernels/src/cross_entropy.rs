@@ -17,6 +17,7 @@ use crate::buffer::{input, prepare, tensor, with_data};
 use crate::linear::check;
 use crate::matmul::{Mat, MatMut, Threads, Write, gemm};
 use crate::simd;
+use crate::tape::{self, Saves};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 use std::sync::OnceLock;
@@ -41,7 +42,8 @@ pub fn linear_cross_entropy(
     let plan = Plan::new(OP, x, w, targets, denominator, soft_cap)?;
     let w = prepare(OP, "w", &w.detach())?;
     let need = Need { dx: x.track_op(), dw: false };
-    prepare(OP, "x", x)?.apply_op1(LinearCrossEntropy { plan, need, w: Some(w), gradients: OnceLock::new() })
+    let op = LinearCrossEntropy { plan, need, w: Some(w), gradients: OnceLock::new() };
+    tape::apply1(&prepare(OP, "x", x)?, op, Saves::NOTHING)
 }
 
 /// [`linear_cross_entropy`] with a gradient for `w` too.
@@ -56,7 +58,7 @@ pub fn linear_cross_entropy_trainable(
     let plan = Plan::new(OP, x, w, targets, denominator, soft_cap)?;
     let need = Need { dx: x.track_op(), dw: w.track_op() };
     let op = LinearCrossEntropy { plan, need, w: None, gradients: OnceLock::new() };
-    prepare(OP, "x", x)?.apply_op2(&prepare(OP, "w", w)?, op)
+    tape::apply2([&prepare(OP, "x", x)?, &prepare(OP, "w", w)?], op, Saves::NOTHING)
 }
 
 /// Negative log-likelihood of every token's target, without gradient; 0 where the target is [`IGNORE`].

@@ -10,6 +10,7 @@
 
 use crate::buffer::{fill_rows, fill_rows_pair, input, prepare, tensor, with_data};
 use crate::simd;
+use crate::tape::{self, Saves};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
 /// `gate (N, F)`, `up (N, F)` → `(N, F)`.
@@ -41,7 +42,7 @@ impl Glu {
             (&[n, f], up) if up == [n, f] && n * f > 0 => {}
             (gate, up) => bail!("{name}: gate is {gate:?} and up is {up:?}; expected (N, F) twice, none of them zero"),
         }
-        prepare(name, "gate", gate)?.apply_op2(&prepare(name, "up", up)?, self)
+        tape::apply2([&prepare(name, "gate", gate)?, &prepare(name, "up", up)?], self, Saves::INPUTS)
     }
 }
 

@@ -16,6 +16,7 @@
 //!   into pieces by shape alone and partial sums are added in a fixed order.
 //! - NaN and infinity in an input reach the output, so that a training loop can notice them. (A soft cap
 //!   turns infinity into a number, as its definition says.)
+//! - Under [`record`] the ops are noted on a [`Tape`] instead of joined to candle's graph; the gradients are the same.
 //! - Wrong shapes are errors that name the op and the shapes. `unsafe` lives in [`buffer`], [`matmul`],
 //!   [`simd`] [`attention`](mod@attention) and [`alloc`] only.
 
@@ -33,6 +34,7 @@ mod rms_norm;
 mod rope;
 mod segments;
 mod simd;
+mod tape;
 
 pub use attention::{AttentionShape, attention};
 pub use bias::add_bias;
@@ -44,3 +46,4 @@ pub use lora_linear::lora_linear;
 pub use rms_norm::{rms_norm, rms_norm_trainable};
 pub use rope::{RopeTable, rope};
 pub use segments::Segments;
+pub use tape::{Tape, add, record};

@@ -5,19 +5,21 @@
 
 use crate::buffer::{input, prepare, tensor, with_data};
 use crate::matmul::{Mat, product};
+use crate::tape::{self, Saves};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
 /// `x (N, in)`, `w (out, in)` frozen → `(N, out)`. The gradient flows to `x` only.
 pub fn linear(x: &Tensor, w: &Tensor) -> Result<Tensor> {
     check("linear", x, w)?;
     let w = prepare("linear", "w", &w.detach())?;
-    prepare("linear", "x", x)?.apply_op1(Linear { w })
+    tape::apply1(&prepare("linear", "x", x)?, Linear { w }, Saves::NOTHING)
 }
 
 /// `x (N, in)`, `w (out, in)` → `(N, out)`. The gradient flows to both.
 pub fn linear_trainable(x: &Tensor, w: &Tensor) -> Result<Tensor> {
-    check("linear_trainable", x, w)?;
-    prepare("linear_trainable", "x", x)?.apply_op2(&prepare("linear_trainable", "w", w)?, LinearTrainable)
+    const OP: &str = "linear_trainable";
+    check(OP, x, w)?;
+    tape::apply2([&prepare(OP, "x", x)?, &prepare(OP, "w", w)?], LinearTrainable, Saves::INPUTS)
 }
 
 /// Checks `x (N, in)` against `w (out, in)`; returns `(N, in, out)`.
@@ -44,8 +46,8 @@ impl CustomOp1 for Linear {
         Ok((CpuStorage::F32(y), Shape::from((x.len() / k, out))))
     }
 
-    fn bwd(&self, x: &Tensor, _y: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
-        Ok(Some(gradient_of_input(self.name(), x, &self.w, g)?))
+    fn bwd(&self, _x: &Tensor, _y: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
+        Ok(Some(gradient_of_input(self.name(), &self.w, g)?))
     }
 }
 
@@ -64,17 +66,17 @@ impl CustomOp2 for LinearTrainable {
     }
 
     fn bwd(&self, x: &Tensor, w: &Tensor, _y: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let dx = if x.track_op() { Some(gradient_of_input(self.name(), x, w, g)?) } else { None };
+        let dx = if x.track_op() { Some(gradient_of_input(self.name(), w, g)?) } else { None };
         let dw = if w.track_op() { Some(gradient_of_weight(self.name(), x, w, g)?) } else { None };
         Ok((dx, dw))
     }
 }
 
 /// `dx = g W`.
-fn gradient_of_input(op: &str, x: &Tensor, w: &Tensor, g: &Tensor) -> Result<Tensor> {
+fn gradient_of_input(op: &str, w: &Tensor, g: &Tensor) -> Result<Tensor> {
     let (out, k) = w.dims2()?;
     let dx = with_data(op, g, |g| with_data(op, w, |w| product(1.0, Mat::new(g, out), Mat::new(w, k))))??;
-    tensor(dx, x.shape())
+    tensor(dx, (g.dim(0)?, k))
 }
 
 /// `dW = gᵀ x`.

@@ -4,12 +4,13 @@
 //! `dA = uᵀ x`, `dB = gᵀ t`, `dx = g W + u A`. `W` gets no gradient.
 //!
 //! Products with an inner or outer dimension of `r` run at a fraction of the speed of square ones. With
-//! many tokens it is cheaper to fold the adapter into a copy of the weight, `M = W + s B A`, and to compute
-//! `y = x Mᵀ` and `dx = g M`. The copy is made again in the backward pass rather than kept.
+//! many tokens it is cheaper to fold the adapter into the weight, `M = W + s B A`, and to compute `y = x Mᵀ`
+//! and `dx = g M`. `M` exists only in the form a product packs its right side into, a part at a time.
 
 use crate::buffer::{input, prepare, tensor, with_data};
 use crate::linear::check;
-use crate::matmul::{Mat, MatMut, Threads, Write, gemm, product};
+use crate::matmul::{LowRank, Mat, MatMut, Threads, Write, gemm, product, product_low_rank};
+use crate::tape::{self, Saves};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
 /// `x (N, in)`, `w (out, in)` frozen, `a (r, in)`, `b (out, r)` → `(N, out)`.
@@ -22,7 +23,7 @@ pub fn lora_linear(x: &Tensor, w: &Tensor, a: &Tensor, b: &Tensor, scale: f64) -
     }
     #[expect(clippy::as_conversions, reason = "the factor is applied in f32")]
     let op = LoraLinear { w: prepare(OP, "w", &w.detach())?, scale: scale as f32 };
-    prepare(OP, "x", x)?.apply_op3(&prepare(OP, "a", a)?, &prepare(OP, "b", b)?, op)
+    tape::apply3([&prepare(OP, "x", x)?, &prepare(OP, "a", a)?, &prepare(OP, "b", b)?], op, Saves::INPUTS)
 }
 
 struct LoraLinear {
@@ -47,40 +48,33 @@ impl Sizes {
     }
 }
 
-/// `M = W + s B A`.
-fn merge(sizes: Sizes, w: &[f32], a: &[f32], b: &[f32], scale: f32) -> Vec<f32> {
-    let mut m = w.to_vec();
-    gemm(
-        &mut MatMut::new(&mut m, sizes.k),
-        Write::Add,
-        scale,
-        Mat::new(b, sizes.r),
-        Mat::new(a, sizes.k),
-        Threads::All,
-    );
-    m
-}
-
 impl LoraLinear {
     fn forward(&self, s: Sizes, x: &[f32], w: &[f32], a: &[f32], b: &[f32]) -> Vec<f32> {
-        let x = Mat::new(x, s.k);
+        let (x, w, a, b) = (Mat::new(x, s.k), Mat::new(w, s.k), Mat::new(a, s.k), Mat::new(b, s.r));
         if s.merging_pays() {
-            return product(1.0, x, Mat::new(&merge(s, w, a, b, self.scale), s.k).t());
+            return product_low_rank(x, w.t(), LowRank { u: a.t(), v: b.t(), scale: self.scale });
         }
-        let mut y = product(1.0, x, Mat::new(w, s.k).t());
-        let t = product(self.scale, x, Mat::new(a, s.k).t());
-        gemm(&mut MatMut::new(&mut y, s.out), Write::Add, 1.0, Mat::new(&t, s.r), Mat::new(b, s.r).t(), Threads::All);
+        let mut y = product(1.0, x, w.t());
+        let t = product(self.scale, x, a.t());
+        gemm(&mut MatMut::new(&mut y, s.out), Write::Add, 1.0, Mat::new(&t, s.r), b.t(), Threads::All);
         y
     }
 
     fn gradient_of_input(&self, s: Sizes, g: Mat<'_>, u: &[f32], w: &[f32], a: &[f32], b: &[f32]) -> Vec<f32> {
+        let (w, a, b) = (Mat::new(w, s.k), Mat::new(a, s.k), Mat::new(b, s.r));
         if s.merging_pays() {
-            return product(1.0, g, Mat::new(&merge(s, w, a, b, self.scale), s.k));
+            return product_low_rank(g, w, LowRank { u: b, v: a, scale: self.scale });
         }
-        let mut dx = product(1.0, g, Mat::new(w, s.k));
-        gemm(&mut MatMut::new(&mut dx, s.k), Write::Add, 1.0, Mat::new(u, s.r), Mat::new(a, s.k), Threads::All);
+        let mut dx = product(1.0, g, w);
+        gemm(&mut MatMut::new(&mut dx, s.k), Write::Add, 1.0, Mat::new(u, s.r), a, Threads::All);
         dx
     }
+}
+
+/// The transpose of a matrix with `cols` columns.
+fn transposed(m: &[f32], cols: usize) -> Vec<f32> {
+    let row = |j: usize| m.iter().skip(j).step_by(cols).copied();
+    (0..cols).flat_map(row).collect()
 }
 
 impl CustomOp3 for LoraLinear {
@@ -126,7 +120,8 @@ impl CustomOp3 for LoraLinear {
                             let u = product(self.scale, gm, Mat::new(b_data, r));
                             let t = product(self.scale, xm, Mat::new(a_data, k).t());
                             let da = product(1.0, Mat::new(&u, r).t(), xm);
-                            let db = product(1.0, gm.t(), Mat::new(&t, r));
+                            // As (r, out): a long and narrow product would read `g` column by column.
+                            let db = transposed(&product(1.0, Mat::new(&t, r).t(), gm), out);
                             let dx = x.track_op().then(|| self.gradient_of_input(s, gm, &u, w, a_data, b_data));
                             (dx, da, db)
                         })

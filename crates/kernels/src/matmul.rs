@@ -1,4 +1,13 @@
-//! A checked face for the `gemm` crate: matrix views whose bounds are proven when they are made.
+//! Matrix products over checked views, whose bounds are proven when they are made.
+//!
+//! Products run on inner kernels of our own ([`block`]) where the machine has AVX2 or AVX-512, and else, as
+//! those of a few rows, on the `gemm` crate.
+
+mod block;
+mod micro;
+mod pack;
+
+pub(crate) use pack::LowRank;
 
 use crate::buffer;
 use std::marker::PhantomData;
@@ -86,6 +95,7 @@ pub(crate) struct Tiles<'a> {
     ptr: *mut f32,
     rows: usize,
     cols: usize,
+    row_stride: usize,
     data: PhantomData<&'a mut [f32]>,
 }
 
@@ -95,7 +105,7 @@ unsafe impl Sync for Tiles<'_> {}
 impl<'a> Tiles<'a> {
     pub(crate) fn new(data: &'a mut [f32], cols: usize) -> Self {
         assert!(cols > 0 && data.len().is_multiple_of(cols), "{} floats are not rows of {cols}", data.len());
-        Self { ptr: data.as_mut_ptr(), rows: data.len() / cols, cols, data: PhantomData }
+        Self { ptr: data.as_mut_ptr(), rows: data.len() / cols, cols, row_stride: cols, data: PhantomData }
     }
 
     /// The rectangle of `rows × cols` elements at `(row, col)`.
@@ -105,8 +115,8 @@ impl<'a> Tiles<'a> {
     pub(crate) unsafe fn tile(&self, row: usize, rows: usize, col: usize, cols: usize) -> MatMut<'_> {
         assert!(row + rows <= self.rows && col + cols <= self.cols, "tile leaves the matrix");
         // The offset is inside the matrix unless the tile is empty, in which case nothing is written.
-        let ptr = self.ptr.wrapping_add(row * self.cols + col);
-        MatMut { ptr, rows, cols, row_stride: self.cols, data: PhantomData }
+        let ptr = self.ptr.wrapping_add(row * self.row_stride + col);
+        MatMut { ptr, rows, cols, row_stride: self.row_stride, data: PhantomData }
     }
 }
 
@@ -128,10 +138,16 @@ pub(crate) enum Threads {
 
 /// `dst = scale · a b` or `dst += scale · a b`, with `a: (m, k)`, `b: (k, n)`, `dst: (m, n)`.
 ///
-/// The result is deterministic for a given number of threads: the inner dimension is never split.
+/// The result is deterministic: the inner dimension is never split between threads.
 pub(crate) fn gemm(dst: &mut MatMut<'_>, write: Write, scale: f32, a: Mat<'_>, b: Mat<'_>, threads: Threads) {
     let (m, k, n) = (a.rows, a.cols, b.cols);
     assert!(b.rows == k && dst.rows == m && dst.cols == n, "product of ({m}, {k}) and ({}, {n})", b.rows);
+    if let Some(set) = block::kernels().filter(|_| block::fits(m) && k * n > 0) {
+        return match threads {
+            Threads::One => block::serial(set, dst, write, scale, a, b),
+            Threads::All => block::parallel(set, dst, write, scale, a, b, None),
+        };
+    }
     let parallelism = match threads {
         Threads::One => gemm::Parallelism::None,
         Threads::All => gemm::Parallelism::Rayon(0),
@@ -167,14 +183,29 @@ pub(crate) fn gemm(dst: &mut MatMut<'_>, write: Write, scale: f32, a: Mat<'_>, b
 
 /// A new row-major `scale · a b` on all threads. `a: (m, k)`, `b: (k, n)` → `m * n` floats.
 pub(crate) fn product(scale: f32, a: Mat<'_>, b: Mat<'_>) -> Vec<f32> {
-    let (m, n) = (a.rows, b.cols);
-    if m * n == 0 || a.cols == 0 {
+    new_matrix(a.rows, a.cols, b.cols, |dst| gemm(dst, Write::Replace, scale, a, b, Threads::All))
+}
+
+/// A new row-major `a (b + low)` on all threads, without making the sum in memory where there are kernels for it.
+pub(crate) fn product_low_rank(a: Mat<'_>, b: Mat<'_>, low: LowRank<'_>) -> Vec<f32> {
+    assert!(low.u.rows == b.rows && low.v.cols == b.cols && low.u.cols == low.v.rows, "the correction does not fit");
+    new_matrix(a.rows, a.cols, b.cols, |dst| {
+        if let Some(set) = block::kernels().filter(|_| block::fits(a.rows)) {
+            return block::parallel(set, dst, Write::Replace, 1.0, a, b, Some(low));
+        }
+        gemm(dst, Write::Replace, 1.0, a, b, Threads::All);
+        let t = product(low.scale, a, low.u);
+        gemm(dst, Write::Add, 1.0, Mat::new(&t, low.u.cols), low.v, Threads::All);
+    })
+}
+
+/// A new `m × n` matrix that `write` fills with a replacing product of inner dimension `k`.
+fn new_matrix(m: usize, k: usize, n: usize, write: impl FnOnce(&mut MatMut<'_>)) -> Vec<f32> {
+    if m * n * k == 0 {
         return vec![0.0; m * n];
     }
     let write = |out: &mut [MaybeUninit<f32>]| {
-        let ptr = out.as_mut_ptr().cast();
-        let mut dst = MatMut { ptr, rows: m, cols: n, row_stride: n, data: PhantomData };
-        gemm(&mut dst, Write::Replace, scale, a, b, Threads::All);
+        write(&mut MatMut { ptr: out.as_mut_ptr().cast(), rows: m, cols: n, row_stride: n, data: PhantomData });
     };
     // SAFETY: a replacing product over the whole of `out` writes every element.
     unsafe { buffer::write_all(m * n, write) }

@@ -7,6 +7,7 @@
 
 use crate::buffer::{fill_rows, input, prepare, tensor, with_data};
 use crate::simd;
+use crate::tape::{self, Saves};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
@@ -17,14 +18,15 @@ const ROWS_PER_SUM: usize = 64;
 pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
     check("rms_norm", x, w)?;
     let w = prepare("rms_norm", "w", w)?.to_vec1()?;
-    prepare("rms_norm", "x", x)?.apply_op1(RmsNorm { w, eps: eps as f32 })
+    tape::apply1(&prepare("rms_norm", "x", x)?, RmsNorm { w, eps: eps as f32 }, Saves::INPUTS)
 }
 
 /// `x (N, C)`, `w (C)` → `(N, C)`, with a gradient for `w` too.
 pub fn rms_norm_trainable(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
     const OP: &str = "rms_norm_trainable";
     check(OP, x, w)?;
-    prepare(OP, "x", x)?.apply_op2(&prepare(OP, "w", w)?, RmsNormTrainable { eps: eps as f32 })
+    let op = RmsNormTrainable { eps: eps as f32 };
+    tape::apply2([&prepare(OP, "x", x)?, &prepare(OP, "w", w)?], op, Saves::INPUTS)
 }
 
 fn check(op: &str, x: &Tensor, w: &Tensor) -> Result<()> {

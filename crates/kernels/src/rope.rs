@@ -9,6 +9,7 @@
 
 use crate::buffer::{fill_rows, input, prepare};
 use crate::simd;
+use crate::tape::{self, Saves};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use std::sync::Arc;
 
@@ -68,7 +69,7 @@ pub fn rope(x: &Tensor, table: &RopeTable, positions: &[u32], head_dim: usize) -
         bail!("rope: token {at} has position {}, the table ends at {}", positions[at], table.max_positions());
     }
     let op = Rope { table: table.clone(), positions: positions.into(), head_dim, sign: 1.0 };
-    prepare("rope", "x", x)?.apply_op1(op)
+    tape::apply1(&prepare("rope", "x", x)?, op, Saves::NOTHING)
 }
 
 #[derive(Clone)]

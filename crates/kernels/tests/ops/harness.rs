@@ -1,6 +1,7 @@
 //! Compares an op with its naive f64 form.
 
 use candle_core::{Device, Result, Tensor, Var};
+use kernels::record;
 
 /// Central differences are taken at this many elements of each input at most, spread evenly; at few of an
 /// input with many rows, whose naive form is slow.
@@ -54,13 +55,30 @@ struct Run {
     gradients: Vec<Option<Vec<f32>>>,
 }
 
-fn run(inputs: &[Input], data: &[Vec<f32>], op: &dyn Fn(&[Tensor]) -> Result<Tensor>) -> Run {
+/// Who differentiates.
+#[derive(Clone, Copy)]
+enum By {
+    Candle,
+    Tape,
+}
+
+fn run(by: By, inputs: &[Input], data: &[Vec<f32>], op: &dyn Fn(&[Tensor]) -> Result<Tensor>) -> Run {
     let vars: Vec<Var> =
         inputs.iter().zip(data).map(|(i, d)| Var::from_vec(d.clone(), i.dims.clone(), &Device::Cpu).unwrap()).collect();
     let tensors: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
-    let y = op(&tensors).unwrap();
-    let probe = Tensor::from_vec(noise(99, y.elem_count()), y.shape(), &Device::Cpu).unwrap();
-    let gradients = (&y * probe).unwrap().sum_all().unwrap().backward().unwrap();
+    let probe = |y: &Tensor| Tensor::from_vec(noise(99, y.elem_count()), y.shape(), &Device::Cpu).unwrap();
+    let (y, gradients) = match by {
+        By::Candle => {
+            let y = op(&tensors).unwrap();
+            let gradients = (&y * probe(&y)).unwrap().sum_all().unwrap().backward().unwrap();
+            (y, gradients)
+        }
+        By::Tape => {
+            let (y, tape) = record(|| op(&tensors).unwrap());
+            let gradients = tape.backward(&y, probe(&y)).unwrap();
+            (y, gradients)
+        }
+    };
     Run { value: values(&y), gradients: vars.iter().map(|v| gradients.get(v).map(values)).collect() }
 }
 
@@ -79,7 +97,7 @@ pub fn check(
         draw.iter().map(|x| (f64::from(*x) * i.spread + i.offset) as f32).collect()
     };
     let data: Vec<Vec<f32>> = inputs.iter().enumerate().map(scaled).collect();
-    let (first, second) = (run(inputs, &data, op), run(inputs, &data, op));
+    let (first, second) = (run(By::Candle, inputs, &data, op), run(By::Tape, inputs, &data, op));
     assert_eq!(bits(&first.value), bits(&second.value), "two runs gave different values");
 
     let mut wide: Vec<Vec<f64>> = data.iter().map(|d| d.iter().map(|&x| f64::from(x)).collect()).collect();
@@ -91,11 +109,11 @@ pub fn check(
     for (at, input) in inputs.iter().enumerate() {
         let gradient = &first.gradients[at];
         if !input.trained {
-            assert!(gradient.is_none(), "frozen {} got a gradient", input.name);
+            assert!(gradient.is_none() && second.gradients[at].is_none(), "frozen {} got a gradient", input.name);
             continue;
         }
         let gradient = gradient.as_ref().unwrap_or_else(|| panic!("{} got no gradient", input.name));
-        assert_eq!(bits(gradient), bits(second.gradients[at].as_ref().unwrap()), "gradients of two runs differ");
+        assert_eq!(bits(gradient), bits(second.gradients[at].as_ref().unwrap()), "candle and the tape differ");
         let samples = if input.dims[0] > 1000 { SAMPLES_OF_MANY_ROWS } else { SAMPLES };
         let every = gradient.len().div_ceil(samples);
         let (mut got, mut want) = (Vec::new(), Vec::new());
@@ -113,8 +131,9 @@ pub fn check(
     }
 }
 
+/// Bits, with both zeros the same: candle adds gradients to 0.
 fn bits(values: &[f32]) -> Vec<u32> {
-    values.iter().map(|x| x.to_bits()).collect()
+    values.iter().map(|x| (x + 0.0).to_bits()).collect()
 }
 
 /// Asserts that no element is further off than `tolerance` times the largest expected one.

@@ -13,6 +13,7 @@ mod elementwise;
 mod harness;
 mod linear;
 mod shapes;
+mod tape;
 
 /// The whole suite runs on the caching allocator, with a bound small enough to be reached.
 #[global_allocator]

@@ -1,9 +1,8 @@
 //! Forward and backward pass over one micro-batch, block by block.
 //!
-//! Every block is a graph of its own: its input is a fresh variable, and the backward pass seeds the
-//! block's output with the gradient that came from above. So a block's activations are freed as soon as
-//! its backward pass is done, and with recomputation they are not kept in the first place: only block
-//! inputs are, and the block runs again. The result is the same to the bit either way.
+//! Every block is recorded on a tape of its own, whose backward pass begins with the gradient that came from
+//! above and frees activations as it goes. With recomputation only block inputs are kept, and the block runs
+//! again. The result is the same to the bit either way.
 
 use super::{
     TrainError,
@@ -12,7 +11,8 @@ use super::{
     model::{Causal, CausalLm, Pass},
     params::Gradients,
 };
-use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor, Var, backprop::GradStore};
+use candle_core::{Tensor, Var};
+use kernels::Tape;
 
 /// How one micro-batch is run.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -24,27 +24,9 @@ pub struct StepOptions {
     pub recompute: bool,
 }
 
-/// Scalar whose gradient with respect to its input is `grad`: starts a backward pass in the middle.
-struct Seed {
-    grad: Tensor,
-}
-
-impl CustomOp1 for Seed {
-    fn name(&self) -> &'static str {
-        "seed-gradient"
-    }
-
-    fn cpu_fwd(&self, _storage: &CpuStorage, _layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
-        Ok((CpuStorage::F32(vec![0.0]), Shape::from(())))
-    }
-
-    fn bwd(&self, _arg: &Tensor, _res: &Tensor, _grad: &Tensor) -> candle_core::Result<Option<Tensor>> {
-        Ok(Some(self.grad.clone()))
-    }
-}
-
-fn backward_from(output: &Tensor, grad: Tensor) -> Result<GradStore, TrainError> {
-    Ok(output.apply_op1(Seed { grad })?.backward()?)
+/// A variable with the value of `x`, for free when a recorded op made it.
+fn leaf(x: &Tensor) -> Result<Tensor, TrainError> {
+    Ok(if x.is_variable() { x.clone() } else { Var::from_tensor(&x.detach())?.into_inner() })
 }
 
 /// Adds the gradients of `batch` to `grads` and returns its share of the global batch's mean loss.
@@ -60,41 +42,46 @@ pub fn forward_backward(
     let params = model.params();
     let pass = Pass { grad: true, dropout: options.dropout, ..batch.pass() };
     let mut attention = Causal(&batch.segments);
-    let embedded = model.embed(&batch.tokens, &pass)?;
-    let mut x = embedded.detach();
-    let mut blocks: Vec<(Option<Var>, Tensor, Option<Tensor>)> = Vec::new();
+    let (embedded, embedding) = kernels::record(|| model.embed(&batch.tokens, &pass));
+    let embedded = embedded?;
+    let mut x = embedded.clone();
+    let mut blocks: Vec<(Tensor, Option<(Tensor, Tape)>)> = Vec::new();
     for layer in 0..model.dims().layers {
         // Nothing below the first block is trained unless the embedding is, so its input needs no gradient.
-        let var = if layer > 0 || model.trains_embedding() { Some(Var::from_tensor(&x)?) } else { None };
-        let input = var.as_ref().map_or(x, |v| v.as_tensor().clone());
-        let output = model.block(layer, &input, &pass, &mut attention)?;
-        x = output.detach();
-        blocks.push((var, input, (!options.recompute).then_some(output)));
+        let input = if layer > 0 || model.trains_embedding() { leaf(&x)? } else { x.detach() };
+        let (output, tape) = kernels::record(|| model.block(layer, &input, &pass, &mut attention));
+        x = output?;
+        blocks.push((input, (!options.recompute).then(|| (x.clone(), tape))));
     }
-    let top = Var::from_tensor(&x)?;
-    let loss = model.loss(&top, &batch.targets, options.denominator, &pass)?;
+    let top = leaf(&x)?;
+    drop(x);
+    let (loss, tape) = kernels::record(|| model.loss(&top, &batch.targets, options.denominator, &pass));
+    let loss = loss?;
     let value = f64::from(loss.to_scalar::<f32>()?);
-    let mut store = loss.backward()?;
-    drop((loss, x));
+    let mut store = tape.backward(&loss, loss.ones_like()?)?;
     grads.collect(params, &mut store)?;
     let mut grad = store.remove(&top).ok_or_else(|| TrainError::internal("the loss gave its input no gradient"))?;
     drop((store, top));
     for layer in (0..model.dims().layers).rev() {
-        let Some((var, input, output)) = blocks.pop() else { break };
-        let output = match output {
+        let Some((input, output)) = blocks.pop() else { break };
+        let (output, tape) = match output {
             Some(output) => output,
-            None => model.block(layer, &input, &pass, &mut attention)?,
+            None => {
+                let (output, tape) = kernels::record(|| model.block(layer, &input, &pass, &mut attention));
+                (output?, tape)
+            }
         };
-        let mut store = backward_from(&output, grad)?;
-        drop((output, input));
+        let mut store = tape.backward(&output, grad)?;
+        drop(output);
         grads.collect(params, &mut store)?;
-        let Some(var) = var else { return Ok(value) };
+        if !input.track_op() {
+            return Ok(value);
+        }
         grad = store
-            .remove(&var)
+            .remove(&input)
             .ok_or_else(|| TrainError::internal(format!("block {layer} gave its input no gradient")))?;
     }
-    let mut store = backward_from(&embedded, grad)?;
-    grads.collect(params, &mut store)?;
+    grads.collect(params, &mut embedding.backward(&embedded, grad)?)?;
     Ok(value)
 }
 

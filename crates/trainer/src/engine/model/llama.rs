@@ -216,8 +216,8 @@ impl Block {
         pass: &Pass,
         attention: &mut dyn Attend,
     ) -> Result<Tensor> {
-        let x = (x + self.attention.forward(layer, &self.norm1.forward(x, pass)?, rope, pass, attention)?)?;
-        &x + self.mlp.forward(&self.norm2.forward(&x, pass)?, pass)?
+        let x = kernels::add(x, &self.attention.forward(layer, &self.norm1.forward(x, pass)?, rope, pass, attention)?)?;
+        kernels::add(&x, &self.mlp.forward(&self.norm2.forward(&x, pass)?, pass)?)
     }
 
     fn linears(&self) -> [&Linear; 7] {
