@@ -127,6 +127,8 @@ fn check_fit(method: Method, format: DatasetFormat) -> Result<()> {
         (Method::Sft | Method::Full, DatasetFormat::Text) => {
             ("needs rows with answers to learn, and this dataset is plain text", "use `pretrain`")
         }
+        (_, DatasetFormat::PreferenceJsonl) => ("this dataset holds preference pairs", "use `dpo`"),
+        (_, DatasetFormat::LabelledJsonl) => ("this dataset holds labelled texts", "use `classification`"),
     };
     let problem = Problem::new(Code::Invalid, format!("training configuration: method: {message}; {suggestion}"));
     Err(problem.with_errors(vec![FieldError::new("method", message).suggest(Some(suggestion))]).into())

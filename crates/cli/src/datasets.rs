@@ -227,6 +227,8 @@ pub const fn format_name(format: DatasetFormat) -> &'static str {
     match format {
         DatasetFormat::ChatJsonl => "chat JSONL",
         DatasetFormat::InstructionJsonl => "instruction JSONL",
+        DatasetFormat::PreferenceJsonl => "preference JSONL",
+        DatasetFormat::LabelledJsonl => "labelled JSONL",
         DatasetFormat::Text => "text",
     }
 }

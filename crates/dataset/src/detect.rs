@@ -1,6 +1,6 @@
 //! Guessing the format from the first bytes.
 
-use crate::parse::{CHAT_KEYS, INSTRUCTION_KEYS};
+use crate::parse::{CHAT_KEYS, INSTRUCTION_KEYS, LABELLED_KEYS, PREFERENCE_KEYS};
 use serde::de::IgnoredAny;
 use std::collections::BTreeMap;
 use wire::dataset::DatasetFormat;
@@ -41,14 +41,21 @@ fn looks_like_json(line: &str) -> bool {
 }
 
 fn format_of_line(line: &str) -> Option<DatasetFormat> {
-    let has = |keys: &[&str]| match serde_json::from_str::<BTreeMap<String, IgnoredAny>>(line) {
-        Ok(map) => keys.iter().any(|k| map.contains_key(*k)),
+    let keys = serde_json::from_str::<BTreeMap<String, IgnoredAny>>(line);
+    let has = |key: &&str| match &keys {
+        Ok(map) => map.contains_key(*key),
         // Broken or cut off: look for the quoted key.
-        Err(_) => keys.iter().any(|k| line.contains(&format!("\"{k}\""))),
+        Err(_) => line.contains(&format!("\"{key}\"")),
     };
-    if has(CHAT_KEYS) {
+    if CHAT_KEYS.iter().any(has) && keys.is_ok() {
         Some(DatasetFormat::ChatJsonl)
-    } else if has(INSTRUCTION_KEYS) {
+    } else if PREFERENCE_KEYS.iter().any(has) {
+        Some(DatasetFormat::PreferenceJsonl)
+    } else if CHAT_KEYS.iter().any(has) {
+        Some(DatasetFormat::ChatJsonl)
+    } else if LABELLED_KEYS.iter().all(has) {
+        Some(DatasetFormat::LabelledJsonl)
+    } else if INSTRUCTION_KEYS.iter().any(has) {
         Some(DatasetFormat::InstructionJsonl)
     } else {
         None
@@ -68,6 +75,13 @@ mod tests {
             DatasetFormat::InstructionJsonl
         );
         assert_eq!(detect(br#"{"prompt": "a", "completion": "b"}"#), DatasetFormat::InstructionJsonl);
+        let pair = br#"{"prompt": "a", "chosen": "b", "rejected": "c"}"#;
+        assert_eq!(detect(pair), DatasetFormat::PreferenceJsonl);
+        assert_eq!(detect(&pair[..25]), DatasetFormat::PreferenceJsonl);
+        let openai = br#"{"input": {"messages": []}, "preferred_output": [], "non_preferred_output": []}"#;
+        assert_eq!(detect(openai), DatasetFormat::PreferenceJsonl);
+        assert_eq!(detect(&openai[..60]), DatasetFormat::PreferenceJsonl);
+        assert_eq!(detect(br#"{"text": "a", "label": 1}"#), DatasetFormat::LabelledJsonl);
         assert_eq!(detect(b"{broken\": 1}\nnothing"), DatasetFormat::Text);
         assert_eq!(detect(b"{\"broken\nnothing\n{\"prompt\": \"a\"}"), DatasetFormat::InstructionJsonl);
     }

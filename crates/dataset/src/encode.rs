@@ -1,7 +1,7 @@
 //! Rows to token sequences, with the tokens that carry loss marked.
 
 use crate::{
-    row::{ChatRow, Role, Row},
+    row::{ChatRow, LabelledRow, Message, PreferenceRow, Role, Row},
     spans::assistant_spans,
     template::{ChatTemplate, GenerationPrompt, TemplateError},
     tokenizer::{LoadError, Tokenizer},
@@ -92,7 +92,8 @@ impl Encoder {
     }
 
     /// Chat and instruction rows give one sequence, cut at the maximum length. Text gives as many as it needs;
-    /// each goes on with the last token of the one before, so every token but the first is predicted once.
+    /// each goes on with the last token of the one before, so every token but the first is predicted once. A
+    /// preference pair gives two, see [`Self::encode_pair`]; a labelled text one that carries no loss.
     pub fn encode_row(&self, row: &Row, loss: LossOn) -> Result<Vec<Sequence>, EncodeError> {
         let sequence = match row {
             Row::Chat(chat) => self.encode_chat(chat, loss)?,
@@ -100,6 +101,8 @@ impl Encoder {
                 Some(_) => self.encode_chat(&row.to_chat(), loss)?,
                 None => self.encode_plain(&[&row.prompt(), "\n"], &row.output, loss)?,
             },
+            Row::Preference(row) => return Ok(self.encode_pair(row)?.into()),
+            Row::Labelled(row) => self.encode_labelled(row)?,
             Row::Text(text) => return self.encode_text(text),
         };
         Ok(vec![sequence])
@@ -110,6 +113,49 @@ impl Encoder {
         let template = self.template.as_ref().ok_or(EncodeError::NoTemplate)?;
         let text = template.render(chat, GenerationPrompt::Add)?;
         self.tokenizer.encode(&text, false).map_err(EncodeError::Tokenizer)
+    }
+
+    /// The preferred answer and the other one, each behind the prompt. Trained is everything from where the
+    /// answer begins (TRL's completion mask).
+    pub fn encode_pair(&self, row: &PreferenceRow) -> Result<[Sequence; 2], EncodeError> {
+        let chat;
+        let (prompt, chosen, rejected) = match row {
+            PreferenceRow::Chat { prompt, chosen, rejected } => (prompt, chosen.clone(), rejected.clone()),
+            PreferenceRow::Text { prompt, chosen, rejected } if self.template.is_none() => {
+                let side = |answer: &str| self.encode_plain(&[prompt], answer, LossOn::Assistant);
+                return Ok([side(chosen)?, side(rejected)?]);
+            }
+            PreferenceRow::Text { prompt, chosen, rejected } => {
+                chat = ChatRow { messages: vec![Message::new(Role::User, prompt.as_str())], tools: None };
+                let answer = |text: &str| vec![Message::new(Role::Assistant, text)];
+                (&chat, answer(chosen), answer(rejected))
+            }
+        };
+        Ok([self.encode_completion(prompt, chosen)?, self.encode_completion(prompt, rejected)?])
+    }
+
+    fn encode_completion(&self, prompt: &ChatRow, completion: Vec<Message>) -> Result<Sequence, EncodeError> {
+        let template = self.template.as_ref().ok_or(EncodeError::NoTemplate)?;
+        let mut chat = prompt.clone();
+        chat.messages.extend(completion);
+        let asked = template.render(prompt, GenerationPrompt::Add)?;
+        let rendered = template.render_messages(&chat.messages, chat.tools.as_ref(), GenerationPrompt::Omit)?;
+        if !rendered.text.starts_with(&asked) {
+            // The template writes the prompt differently once it is answered: the last answer is what counts.
+            let (last, earlier) = chat.messages.split_last_mut().ok_or(EncodeError::Unlocated(0))?;
+            earlier.iter_mut().for_each(|m| m.trained = false);
+            last.trained = true;
+            return self.encode_chat(&chat, LossOn::Assistant);
+        }
+        let (tokens, offsets) = self.tokenizer.encode_with_offsets(&rendered.text).map_err(EncodeError::Tokenizer)?;
+        let trained = offsets.iter().map(|(_, end)| *end > asked.len()).collect();
+        Ok(self.sequence(tokens, trained))
+    }
+
+    /// The text with the tokens the tokenizer puts around one (`[CLS]`, `[SEP]`), which stay when it is cut.
+    pub fn encode_labelled(&self, row: &LabelledRow) -> Result<Sequence, EncodeError> {
+        let (tokens, cut) = self.tokenizer.encode_within(&row.text, self.max_length).map_err(EncodeError::Tokenizer)?;
+        Ok(Sequence { trained: vec![false; tokens.len()], tokens, cut })
     }
 
     fn encode_chat(&self, chat: &ChatRow, loss: LossOn) -> Result<Sequence, EncodeError> {

@@ -29,7 +29,7 @@ pub use detect::detect;
 pub use encode::{EncodeError, Encoder, LossOn, Sequence};
 pub use lines::MAX_LINE;
 pub use parse::parse_row;
-pub use row::{ChatRow, InstructionRow, Message, Role, Row};
+pub use row::{ChatRow, InstructionRow, Label, LabelledRow, Message, PreferenceRow, Role, Row};
 pub use template::{ChatTemplate, GenerationPrompt, TemplateError};
 pub use tokenizer::{LoadError, StreamDecoder, Tokenizer};
 pub use validate::{TokenCounter, preview, validate};

@@ -1,5 +1,11 @@
 //! One record to one [`Row`], or a located sentence about what is wrong with it.
 
+mod labelled;
+mod preference;
+
+pub(crate) use labelled::LABELLED_KEYS;
+pub(crate) use preference::PREFERENCE_KEYS;
+
 use crate::row::{ChatRow, InstructionRow, Message, Role, Row};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -20,6 +26,8 @@ pub fn parse_row(text: &str, format: DatasetFormat, line: u64) -> Result<Row, Lo
     let parsed = match format {
         DatasetFormat::ChatJsonl => parse_chat(text).map(Row::Chat),
         DatasetFormat::InstructionJsonl => parse_instruction(text).map(Row::Instruction),
+        DatasetFormat::PreferenceJsonl => preference::parse_preference(text).map(Row::Preference),
+        DatasetFormat::LabelledJsonl => labelled::parse_labelled(text).map(Row::Labelled),
         DatasetFormat::Text => return Ok(Row::Text(text.to_owned())),
     };
     parsed.map_err(|e| LocatedError {
@@ -147,16 +155,10 @@ fn parse_chat(text: &str) -> Parsed<ChatRow> {
     if list.is_empty() {
         return messages.error("empty row: `messages` has no messages");
     }
-    let tools = match map.get("tools") {
-        Some(tools) if !tools.is_null() => {
-            tools.list("`tools`")?;
-            Some(tools.read()?)
-        }
-        _ => None,
-    };
+    let tools = parse_tools(map.get("tools").copied())?;
     let mut parsed: Vec<Message> = Vec::with_capacity(list.len());
     for (index, node) in list.iter().enumerate() {
-        parsed.push(parse_message(*node, index.saturating_add(1))?);
+        parsed.push(parse_message(*node, &format!("message {}", index.saturating_add(1)))?);
     }
     let assistant = || parsed.iter().filter(|m| m.role == Role::Assistant);
     if assistant().next().is_none() {
@@ -173,10 +175,20 @@ fn parse_chat(text: &str) -> Parsed<ChatRow> {
     }
 }
 
-fn parse_message(node: Node<'_>, number: usize) -> Parsed<Message> {
+fn parse_tools(node: Option<Node<'_>>) -> Parsed<Option<minijinja::Value>> {
+    match node {
+        Some(tools) if !tools.is_null() => {
+            tools.list("`tools`")?;
+            tools.read().map(Some)
+        }
+        _ => Ok(None),
+    }
+}
+
+/// `what` names the message in errors: `message 2`.
+fn parse_message(node: Node<'_>, what: &str) -> Parsed<Message> {
     if !node.raw.starts_with('{') {
-        return node
-            .error(format!("message {number} must be an object with `role` and `content`, not {}", node.kind()));
+        return node.error(format!("{what} must be an object with `role` and `content`, not {}", node.kind()));
     }
     let map = node.object()?;
     let missing = |key: &str, synonym: &str| {
@@ -187,12 +199,12 @@ fn parse_message(node: Node<'_>, number: usize) -> Parsed<Message> {
                 .first()
                 .map_or_else(String::new, |n| format!("; did you mean `{n}` to be `{key}`?"))
         };
-        node.error(format!("message {number} has no `{key}`{hint}"))
+        node.error(format!("{what} has no `{key}`{hint}"))
     };
     let Some(role_node) = map.get("role") else {
         return missing("role", "from");
     };
-    let name = role_node.string(&format!("`role` of message {number}"))?;
+    let name = role_node.string(&format!("`role` of {what}"))?;
     let Some(role) = Role::parse(&name) else {
         let near_name = match name.to_lowercase().as_str() {
             "human" | "customer" => Some("user"),
@@ -202,61 +214,59 @@ fn parse_message(node: Node<'_>, number: usize) -> Parsed<Message> {
         };
         let hint = near_name
             .map_or_else(|| format!("; known roles: {}", Role::NAMES.join(", ")), |n| format!("; did you mean `{n}`?"));
-        return role_node.error(format!("unknown role `{}` in message {number}{hint}", shorten(&name)));
+        return role_node.error(format!("unknown role `{}` in {what}{hint}", shorten(&name)));
     };
     let mut message = Message::new(role, "");
     if let Some(calls) = map.get("tool_calls").filter(|c| !c.is_null()) {
         if role != Role::Assistant {
-            return calls.error(format!("message {number} has `tool_calls`, which only assistant messages may have"));
+            return calls.error(format!("{what} has `tool_calls`, which only assistant messages may have"));
         }
-        message.tool_calls = Some(parse_tool_calls(*calls, number)?);
+        message.tool_calls = Some(parse_tool_calls(*calls, what)?);
     }
     match map.get("content") {
         Some(content) if !content.is_null() => {
-            message.content = parse_content(*content, number)?;
+            message.content = parse_content(*content, what)?;
             let may_be_empty = !matches!(role, Role::User | Role::Assistant) || message.tool_calls.is_some();
             if !may_be_empty && message.content.trim().is_empty() {
-                return content.error(format!("empty content in message {number} ({})", role.template_name()));
+                return content.error(format!("empty content in {what} ({})", role.template_name()));
             }
         }
         _ if message.tool_calls.is_some() => {}
         Some(content) => {
             return content.error(format!(
-                "`content` of message {number} is null; only an assistant message with `tool_calls` may have none"
+                "`content` of {what} is null; only an assistant message with `tool_calls` may have none"
             ));
         }
         None => return missing("content", "value"),
     }
     if let Some(weight) = map.get("weight").filter(|w| !w.is_null()) {
         if role != Role::Assistant {
-            return weight.error(format!("message {number} has a `weight`, which only assistant messages may have"));
+            return weight.error(format!("{what} has a `weight`, which only assistant messages may have"));
         }
         message.trained = match weight.raw {
             "0" | "0.0" => false,
             "1" | "1.0" => true,
             other => {
-                return weight.error(format!("`weight` of message {number} must be 0 or 1, not {}", shorten(other)));
+                return weight.error(format!("`weight` of {what} must be 0 or 1, not {}", shorten(other)));
             }
         };
     }
     for (key, slot) in [("name", &mut message.name), ("tool_call_id", &mut message.tool_call_id)] {
         if let Some(value) = map.get(key).filter(|v| !v.is_null()) {
-            *slot = Some(value.string(&format!("`{key}` of message {number}"))?);
+            *slot = Some(value.string(&format!("`{key}` of {what}"))?);
         }
     }
     Ok(message)
 }
 
 /// A string, or OpenAI's list of `{"type": "text", "text"}` parts, joined.
-fn parse_content(node: Node<'_>, number: usize) -> Parsed<String> {
+fn parse_content(node: Node<'_>, what: &str) -> Parsed<String> {
     if node.raw.starts_with('"') {
         return node.read();
     }
     if !node.raw.starts_with('[') {
-        return node.error(format!(
-            "`content` of message {number} must be a string or a list of text parts, not {}",
-            node.kind()
-        ));
+        return node
+            .error(format!("`content` of {what} must be a string or a list of text parts, not {}", node.kind()));
     }
     let mut text = String::new();
     for part in node.array()? {
@@ -265,7 +275,7 @@ fn parse_content(node: Node<'_>, number: usize) -> Parsed<String> {
             continue;
         }
         if !part.raw.starts_with('{') {
-            return part.error(format!("a content part of message {number} must be an object, not {}", part.kind()));
+            return part.error(format!("a content part of {what} must be an object, not {}", part.kind()));
         }
         let map = part.object()?;
         let kind = match map.get("type") {
@@ -274,10 +284,10 @@ fn parse_content(node: Node<'_>, number: usize) -> Parsed<String> {
         };
         match map.get("text") {
             Some(value) if kind == "text" => text.push_str(&value.string("`text` of a content part")?),
-            None if kind == "text" => return part.error(format!("a text part of message {number} has no `text`")),
+            None if kind == "text" => return part.error(format!("a text part of {what} has no `text`")),
             _ => {
                 return part.error(format!(
-                    "only text parts can be trained on, message {number} has a part of type `{}`",
+                    "only text parts can be trained on, {what} has a part of type `{}`",
                     shorten(&kind)
                 ));
             }
@@ -286,20 +296,19 @@ fn parse_content(node: Node<'_>, number: usize) -> Parsed<String> {
     Ok(text)
 }
 
-fn parse_tool_calls(node: Node<'_>, number: usize) -> Parsed<minijinja::Value> {
+fn parse_tool_calls(node: Node<'_>, what: &str) -> Parsed<minijinja::Value> {
     let mut calls: Vec<minijinja::Value> = Vec::new();
-    for call in node.list(&format!("`tool_calls` of message {number}"))? {
+    for call in node.list(&format!("`tool_calls` of {what}"))? {
         if !call.raw.starts_with('{') {
-            return call.error(format!("a tool call of message {number} must be an object, not {}", call.kind()));
+            return call.error(format!("a tool call of {what} must be an object, not {}", call.kind()));
         }
         let map = call.object()?;
         let Some(function) = map.get("function") else {
-            return call.error(format!("a tool call of message {number} has no `function`"));
+            return call.error(format!("a tool call of {what} has no `function`"));
         };
         if !function.raw.starts_with('{') || !function.object()?.contains_key("name") {
-            return function.error(format!(
-                "`function` of a tool call in message {number} must be an object with `name` and `arguments`"
-            ));
+            return function
+                .error(format!("`function` of a tool call in {what} must be an object with `name` and `arguments`"));
         }
         let value: minijinja::Value = call.read()?;
         calls.push(with_key(&value, "function", |f| with_key(f, "arguments", arguments_object)));

@@ -67,8 +67,8 @@ impl<R: BufRead> Records<R> {
 
     pub fn advance(&mut self) -> io::Result<Option<Record>> {
         match self.format {
-            DatasetFormat::ChatJsonl | DatasetFormat::InstructionJsonl => self.advance_line(),
             DatasetFormat::Text => self.advance_document(),
+            _ => self.advance_line(),
         }
     }
 

@@ -102,10 +102,46 @@ impl InstructionRow {
     }
 }
 
+/// Two answers to one prompt, the first preferred.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum PreferenceRow {
+    Text {
+        prompt: String,
+        chosen: String,
+        rejected: String,
+    },
+    /// `chosen` and `rejected` go on from the prompt and end with the assistant.
+    Chat {
+        #[serde(flatten)]
+        prompt: ChatRow,
+        chosen: Vec<Message>,
+        rejected: Vec<Message>,
+    },
+}
+
+/// The class of a text.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(untagged)]
+pub enum Label {
+    /// Its number, from 0.
+    Class(u32),
+    Name(String),
+}
+
+/// One `{"text", "label"}` row.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LabelledRow {
+    pub text: String,
+    pub label: Label,
+}
+
 /// One row of any format.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Row {
     Chat(ChatRow),
     Instruction(InstructionRow),
+    Preference(PreferenceRow),
+    Labelled(LabelledRow),
     Text(String),
 }

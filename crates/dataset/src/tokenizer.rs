@@ -6,6 +6,7 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
 };
+use tokenizers::{PostProcessor as _, TruncationDirection};
 
 /// A tokenizer or chat template that cannot be loaded; the message names the file.
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +89,18 @@ impl Tokenizer {
     pub(crate) fn encode_with_offsets(&self, text: &str) -> Result<(Vec<u32>, Offsets), String> {
         let encoding = self.inner.encode(text, false).map_err(|e| e.to_string())?;
         Ok((encoding.get_ids().to_vec(), encoding.get_offsets().to_vec()))
+    }
+
+    /// Like [`Self::encode`] with added tokens, at most `limit` of them: the text is cut, not what is added.
+    /// Returns also how many tokens were cut.
+    pub(crate) fn encode_within(&self, text: &str, limit: usize) -> Result<(Vec<u32>, usize), String> {
+        let mut encoding = self.inner.encode_fast(text, false).map_err(|e| e.to_string())?;
+        let added = self.inner.get_post_processor().map_or(0, |p| p.added_tokens(false));
+        let room = limit.saturating_sub(added);
+        let cut = encoding.len().saturating_sub(room);
+        encoding.truncate(room, 0, TruncationDirection::Right);
+        let encoding = self.inner.post_process(encoding, None, true).map_err(|e| e.to_string())?;
+        Ok((encoding.get_ids().to_vec(), cut))
     }
 
     /// Text of token ids.

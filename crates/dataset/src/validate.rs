@@ -62,7 +62,7 @@ pub fn preview(reader: impl Read, format: Option<DatasetFormat>, limit: usize) -
         if parse_row(text, format, line).is_ok() {
             let value = match format {
                 DatasetFormat::Text => Ok(serde_json::Value::String(text.to_owned())),
-                DatasetFormat::ChatJsonl | DatasetFormat::InstructionJsonl => serde_json::from_str(text),
+                _ => serde_json::from_str(text),
             };
             rows.extend(value);
         }

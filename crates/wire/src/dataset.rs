@@ -15,6 +15,11 @@ pub enum DatasetFormat {
     ChatJsonl,
     /// One `{"instruction", "input"?, "output"}` per line (Alpaca's shape; `prompt`/`completion` accepted).
     InstructionJsonl,
+    /// Preference pairs, one per line: `{"prompt", "chosen", "rejected"}` as texts or messages (TRL's shape), or
+    /// `{"input": {"messages"}, "preferred_output", "non_preferred_output"}` (OpenAI's).
+    PreferenceJsonl,
+    /// One `{"text", "label"}` per line; the label is a class's name or number.
+    LabelledJsonl,
     /// Plain UTF-8 text; documents are separated by blank lines.
     Text,
 }

@@ -10,6 +10,7 @@
 mod chat_templates;
 mod common;
 mod encoding;
+mod pairs;
 mod properties;
 mod real_templates;
 mod validation;

@@ -35,6 +35,9 @@ fn fragment() -> impl Strategy<Value = Vec<u8>> {
         "\r\n",
         "\n\n",
         r#"{"prompt": "a", "completion": "b"}"#,
+        r#"{"prompt": "a", "chosen": "b", "rejected": "c"}"#,
+        r#"{"input": {"messages": [{"role": "user", "content": "a"}]}, "preferred_output": [{"role": "assistant", "content": "b"}], "non_preferred_output": [7]}"#,
+        r#"{"text": "a", "label": 1}"#,
         r#"{"messages": [{"role": "usr", "content": ["#,
         r#"{"messages": [{"role": "assistant", "content": [{"type": "text", "text": "x"}], "weight": 2}]}"#,
         r#"{"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{\"a\": 1}"}}]}]}"#,
@@ -61,6 +64,8 @@ fn format() -> impl Strategy<Value = Option<DatasetFormat>> {
         None,
         Some(DatasetFormat::ChatJsonl),
         Some(DatasetFormat::InstructionJsonl),
+        Some(DatasetFormat::PreferenceJsonl),
+        Some(DatasetFormat::LabelledJsonl),
         Some(DatasetFormat::Text),
     ])
 }

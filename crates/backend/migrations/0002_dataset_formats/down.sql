@@ -1,0 +1,2 @@
+ALTER TABLE datasets DROP CONSTRAINT datasets_format_check;
+ALTER TABLE datasets ADD CONSTRAINT datasets_format_check CHECK (format IN ('chat_jsonl', 'instruction_jsonl', 'text'));
