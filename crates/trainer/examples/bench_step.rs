@@ -23,7 +23,7 @@ use trainer::engine::{
     rng::Key,
     step::{self, StepOptions},
 };
-use wire::config::LoraConfig;
+use wire::config::{LoraConfig, Optim};
 
 #[global_allocator]
 static ALLOCATOR: kernels::alloc::CachingAllocator = kernels::alloc::CachingAllocator::new(2 << 30);
@@ -65,7 +65,7 @@ fn bench(threads: usize) -> anyhow::Result<serde_json::Value> {
         corpus.push(&Sequence { tokens, trained: vec![true; LENGTH], cut: 0 }, usize::try_from(VOCAB)?)?;
     }
     let batch = corpus.batch(&[0, 1, 2, 3])?;
-    let config = AdamWConfig { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 };
+    let config = AdamWConfig { optim: Optim::AdamwTorch, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 };
     let mut optimizer = AdamW::new(config);
     let mut loss = one_step(model.as_ref(), &batch, &mut optimizer, recompute)?;
     let (mut seconds, mut cpu) = (Vec::new(), Vec::new());

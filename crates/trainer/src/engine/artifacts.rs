@@ -134,6 +134,11 @@ fn copy_present(from: &Path, to: &Path, names: &[&str]) -> Result<(), TrainError
     names.iter().filter(|n| from.join(n).is_file()).try_for_each(|n| files::copy(&from.join(n), &to.join(n)))
 }
 
+/// A unit variant's name in the configuration.
+fn plain(value: &impl serde::Serialize) -> String {
+    serde_json::to_value(value).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
 fn model_card(setup: &Setup, summary: &Summary) -> String {
     let TrainingConfig { method, lora, training: t, dataset, name, .. } = &setup.config;
     let adapter = *method == Method::Sft;
@@ -146,8 +151,6 @@ fn model_card(setup: &Setup, summary: &Summary) -> String {
         Method::Full => "All weights, trained by supervised fine-tuning",
         Method::Pretrain => "All weights, trained by causal language modelling",
     };
-    let scheduler =
-        serde_json::to_value(t.lr_scheduler_type).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
     let loss = |l: Option<f64>| l.map_or_else(|| "–".to_owned(), |l| format!("{l:.4}"));
     let mut card = format!(
         "---\nbase_model: {base_name}\nlibrary_name: {library}\npipeline_tag: text-generation\ntags:\n- {tag}\n- hone\n---\n\n# {title}\n\n\
@@ -185,8 +188,11 @@ fn model_card(setup: &Setup, summary: &Summary) -> String {
         }
     }
     row("learning_rate", &t.learning_rate);
-    row("lr_scheduler_type", &scheduler);
+    row("lr_scheduler_type", &plain(&t.lr_scheduler_type));
     row("warmup_ratio", &t.warmup_ratio);
+    row("optim", &plain(&t.optim));
+    row("load_best_model_at_end", &t.load_best_model_at_end);
+    row("early_stopping_patience", &t.early_stopping_patience);
     row("per_device_train_batch_size", &t.per_device_train_batch_size);
     row("gradient_accumulation_steps", &t.gradient_accumulation_steps);
     row("max_seq_length", &t.max_seq_length);

@@ -4,20 +4,25 @@
 //! checkpoints/step-000050/
 //!   adapter_model.safetensors + adapter_config.json   (LoRA; a usable adapter in itself)
 //!   weights.safetensors                               (full training; f32, exact)
-//!   optimizer.safetensors                             (moments, f32)
+//!   optimizer.safetensors                             (moments, f32 or eight bits)
+//!   best.safetensors                                  (with `load_best_model_at_end`: what is trained, as it was at
+//!                                                      the best evaluation, when that was at an earlier step)
 //!   state.json                                        (everything else)
 //! ```
 //! Shuffling and dropout are functions of seed and step, so there is no generator state to keep.
 
 use super::{
     TrainError,
+    best::Best,
     files::{self, Tensors, Values},
     lora::{ADAPTER_CONFIG, ADAPTER_FILE, PEFT_PREFIX},
     optim::{AdamW, Moments},
     params::Params,
+    quantised::{BLOCK, Quantised},
     weights::WeightFiles,
 };
-use candle_core::{Device, Tensor};
+use candle_core::{Device, Tensor, Var};
+use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::VecDeque,
@@ -25,10 +30,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const WEIGHTS: &str = "weights.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
+const BEST: &str = "best.safetensors";
 /// Steps of metrics kept in a checkpoint.
 const TAIL: usize = 100;
 
@@ -56,6 +62,8 @@ pub struct State {
     pub initial_eval_loss: Option<f64>,
     /// Step and loss of the last evaluation.
     pub last_eval: Option<(u64, f64)>,
+    #[serde(default)]
+    pub best: Best,
     pub metrics: VecDeque<StepMetrics>,
 }
 
@@ -120,12 +128,41 @@ pub fn dir_name(step: u64) -> String {
     format!("step-{step:06}")
 }
 
-/// Writes a checkpoint of `state.step` below `dir` and returns its directory. On failure nothing is left
-/// under the final name.
+/// Where the values of the best evaluation are, given a checkpoint of `state` in `dir`.
+#[must_use]
+pub fn best_file(dir: &Path, kind: &Kind, state: &State) -> Option<PathBuf> {
+    let (step, _) = state.best.at?;
+    Some(dir.join(if step == state.step { kind.file() } else { BEST }))
+}
+
+/// Sets `params` to what `file` holds.
+///
+/// # Errors
+/// `ModelCorrupt` for a broken file, or one of other parameters.
+pub fn load_weights(file: &Path, kind: &Kind, params: &Params) -> Result<(), TrainError> {
+    let weights = WeightFiles::open_file(file)?;
+    let expected: Vec<_> = params.iter().map(|(n, v)| (kind.stored_name(n), v.dims().to_vec())).collect();
+    weights.check(&expected, |_| false)?;
+    for (name, var) in params.iter() {
+        let (values, shape) = weights.load(&kind.stored_name(name))?;
+        var.set(&Tensor::from_vec(values, shape, &Device::Cpu)?)?;
+    }
+    Ok(())
+}
+
+/// Writes a checkpoint of `state.step` below `dir` and returns its directory; `best` is a file to keep in it as
+/// that of the best evaluation. On failure nothing is left under the final name.
 ///
 /// # Errors
 /// `DiskFull`, or another failed write.
-pub fn save(dir: &Path, kind: &Kind, params: &Params, optimizer: &AdamW, state: &State) -> Result<PathBuf, TrainError> {
+pub fn save(
+    dir: &Path,
+    kind: &Kind,
+    params: &Params,
+    optimizer: &AdamW,
+    state: &State,
+    best: Option<&Path>,
+) -> Result<PathBuf, TrainError> {
     fs::create_dir_all(dir).map_err(|e| TrainError::io("create", dir, e))?;
     let target = dir.join(dir_name(state.step));
     files::publish_dir(&target, |temp| {
@@ -134,13 +171,10 @@ pub fn save(dir: &Path, kind: &Kind, params: &Params, optimizer: &AdamW, state: 
         if let Kind::Adapter { config } = kind {
             files::write(&temp.join(ADAPTER_CONFIG), config)?;
         }
-        let moments = optimizer.moments.iter().flat_map(|(name, m)| {
-            let shape = params.get(name).map(|v| v.dims().to_vec()).unwrap_or_default();
-            let first = Values { shape: shape.clone(), values: &m.exp_avg };
-            let second = Values { shape, values: &m.exp_avg_sq };
-            [(format!("{name}.exp_avg"), first), (format!("{name}.exp_avg_sq"), second)]
-        });
-        files::write_tensors(&temp.join(OPTIMIZER), moments)?;
+        files::write_tensors(&temp.join(OPTIMIZER), optimizer.moments.iter().flat_map(|(n, m)| stored_moments(n, m)))?;
+        if let Some(best) = best {
+            files::copy(best, &temp.join(BEST))?;
+        }
         let json = serde_json::to_vec_pretty(state)
             .map_err(|e| TrainError::internal("cannot write the state").caused_by(e))?;
         files::write(&temp.join(STATE), &json)
@@ -174,37 +208,68 @@ pub fn load(
             "the checkpoint was made with another model, dataset or configuration; start a new job instead of resuming",
         ));
     }
-    let weights = WeightFiles::open_file(&dir.join(kind.file()))?;
+    load_weights(&dir.join(kind.file()), kind, params)?;
     let moments = WeightFiles::open_file(&dir.join(OPTIMIZER))?;
-    let wanted = |suffix: &'static [&str], stored: bool| -> Vec<(String, Vec<usize>)> {
-        let entry = |name: &str, shape: &[usize]| -> Vec<(String, Vec<usize>)> {
-            let name = if stored { kind.stored_name(name) } else { name.to_owned() };
-            suffix.iter().map(|s| (format!("{name}{s}"), shape.to_vec())).collect()
-        };
-        params.iter().flat_map(|(n, v)| entry(n, v.dims())).collect()
-    };
-    weights.check(&wanted(&[""], true), |_| false)?;
     if state.step > 0 {
-        moments.check(&wanted(&[".exp_avg", ".exp_avg_sq"], false), |_| false)?;
-    }
-    for (name, var) in params.iter() {
-        let (values, shape) = weights.load(&kind.stored_name(name))?;
-        var.set(&Tensor::from_vec(values, shape, &Device::Cpu)?)?;
-        if state.step > 0 {
-            let exp_avg = moments.load(&format!("{name}.exp_avg"))?.0;
-            let exp_avg_sq = moments.load(&format!("{name}.exp_avg_sq"))?.0;
-            optimizer.moments.insert(name.to_owned(), Moments { exp_avg, exp_avg_sq });
+        let optim = optimizer.config.optim;
+        let quantised = |v: &Var| Moments::are_quantised(optim, v.elem_count());
+        let shapes = |(name, var): (&str, &Var)| moment_shapes(name, var.elem_count(), quantised(var));
+        moments.check(&params.iter().flat_map(shapes).collect::<Vec<_>>(), |_| false)?;
+        for (name, var) in params.iter() {
+            optimizer.moments.insert(name.to_owned(), load_moments(&moments, name, quantised(var))?);
         }
     }
     optimizer.step = state.step;
     Ok(state)
 }
 
-/// Removes all but the newest `limit` checkpoints, and remains of interrupted writes.
+/// Suffixes of the tensors that hold a parameter's moments.
+const FULL: [&str; 2] = ["exp_avg", "exp_avg_sq"];
+const EIGHT: [&str; 4] = ["exp_avg.codes", "exp_avg.scales", "root.codes", "root.scales"];
+
+fn stored_moments<'a>(name: &str, moments: &'a Moments) -> Vec<(String, Values<'a>)> {
+    let named = |suffix: &str, values: Values<'a>| (format!("{name}.{suffix}"), values);
+    match moments {
+        Moments::Full { exp_avg, exp_avg_sq } => {
+            FULL.iter().zip([exp_avg, exp_avg_sq]).map(|(s, v)| named(s, Values::f32(v))).collect()
+        }
+        Moments::Eight { exp_avg, root } => {
+            let parts = [exp_avg, root].into_iter().flat_map(|q| [Values::u8(&q.codes), Values::f32(&q.scales)]);
+            EIGHT.iter().zip(parts).map(|(s, v)| named(s, v)).collect()
+        }
+    }
+}
+
+fn moment_shapes(name: &str, elements: usize, quantised: bool) -> Vec<(String, Vec<usize>)> {
+    let named = |suffix: &str| format!("{name}.{suffix}");
+    if quantised {
+        let lengths = [elements, elements.div_ceil(BLOCK)].into_iter().cycle();
+        EIGHT.iter().zip(lengths).map(|(s, n)| (named(s), vec![n])).collect()
+    } else {
+        FULL.iter().map(|s| (named(s), vec![elements])).collect()
+    }
+}
+
+fn load_moments(files: &WeightFiles, name: &str, quantised: bool) -> Result<Moments, TrainError> {
+    let floats = |suffix: &str| files.load(&format!("{name}.{suffix}")).map(|(values, _)| values);
+    if !quantised {
+        return Ok(Moments::Full { exp_avg: floats("exp_avg")?, exp_avg_sq: floats("exp_avg_sq")? });
+    }
+    let read = |part: &str| -> Result<Quantised, TrainError> {
+        let (dtype, _, codes) = files.bytes(&format!("{name}.{part}.codes"))?;
+        if dtype != Dtype::U8 {
+            return Err(TrainError::model(format!("the checkpoint's `{name}.{part}.codes` are {dtype:?}, not U8")));
+        }
+        Ok(Quantised { codes, scales: floats(&format!("{part}.scales"))? })
+    };
+    Ok(Moments::Eight { exp_avg: read("exp_avg")?, root: read("root")? })
+}
+
+/// Removes all but the newest `limit` checkpoints and that of step `best`, and remains of interrupted writes.
 ///
 /// # Errors
 /// A failed removal.
-pub fn prune(dir: &Path, limit: usize) -> Result<(), TrainError> {
+pub fn prune(dir: &Path, limit: usize, best: Option<u64>) -> Result<(), TrainError> {
     let entries = fs::read_dir(dir).map_err(|e| TrainError::io("list", dir, e))?;
     let names: Vec<String> =
         entries.filter_map(Result::ok).map(|e| e.file_name().to_string_lossy().into_owned()).collect();
@@ -215,7 +280,8 @@ pub fn prune(dir: &Path, limit: usize) -> Result<(), TrainError> {
         let path = dir.join(name);
         fs::remove_dir_all(&path).map_err(|e| TrainError::io("remove the unfinished checkpoint", &path, e))?;
     }
-    steps.into_iter().take(old).try_for_each(|name| files::discard(&dir.join(name)))
+    let old = steps.into_iter().take(old).filter(|n| best.is_none() || step_of(n) != best);
+    old.into_iter().try_for_each(|name| files::discard(&dir.join(name)))
 }
 
 /// The checkpoint with the most steps in `dir`, if there is any.

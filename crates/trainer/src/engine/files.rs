@@ -97,16 +97,37 @@ pub fn write_tensors<V: View>(path: &Path, tensors: impl IntoIterator<Item = (St
     File::open(path).and_then(|f| f.sync_all()).map_err(|e| TrainError::io("sync", path, e))
 }
 
-/// Values to be written as a tensor, turned into bytes only when their turn comes.
-#[derive(Debug, Clone)]
+/// A vector to be written as a tensor, turned into bytes only when its turn comes.
+#[derive(Debug, Clone, Copy)]
 pub struct Values<'a> {
-    pub shape: Vec<usize>,
-    pub values: &'a [f32],
+    shape: [usize; 1],
+    elements: Elements<'a>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Elements<'a> {
+    F32(&'a [f32]),
+    U8(&'a [u8]),
+}
+
+impl<'a> Values<'a> {
+    #[must_use]
+    pub const fn f32(values: &'a [f32]) -> Self {
+        Self { shape: [values.len()], elements: Elements::F32(values) }
+    }
+
+    #[must_use]
+    pub const fn u8(values: &'a [u8]) -> Self {
+        Self { shape: [values.len()], elements: Elements::U8(values) }
+    }
 }
 
 impl View for Values<'_> {
     fn dtype(&self) -> Dtype {
-        Dtype::F32
+        match self.elements {
+            Elements::F32(_) => Dtype::F32,
+            Elements::U8(_) => Dtype::U8,
+        }
     }
 
     fn shape(&self) -> &[usize] {
@@ -114,11 +135,17 @@ impl View for Values<'_> {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Owned(self.values.iter().flat_map(|v| v.to_le_bytes()).collect())
+        match self.elements {
+            Elements::F32(values) => Cow::Owned(values.iter().flat_map(|v| v.to_le_bytes()).collect()),
+            Elements::U8(values) => Cow::Borrowed(values),
+        }
     }
 
     fn data_len(&self) -> usize {
-        size_of_val(self.values)
+        match self.elements {
+            Elements::F32(values) => size_of_val(values),
+            Elements::U8(values) => values.len(),
+        }
     }
 }
 

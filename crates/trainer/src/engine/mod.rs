@@ -6,6 +6,7 @@
 //! appears under its final name only when it is complete.
 
 pub mod artifacts;
+pub mod best;
 pub mod checkpoint;
 pub mod data;
 pub mod dropout;
@@ -18,6 +19,7 @@ pub mod merge;
 pub mod model;
 pub mod optim;
 pub mod params;
+pub mod quantised;
 mod recipe;
 pub mod rng;
 pub mod schedule;

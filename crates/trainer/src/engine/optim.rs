@@ -1,9 +1,10 @@
-//! AdamW as `torch.optim.AdamW`, with what candle's own lacks: moments in f32, keyed by name, saveable;
-//! a hard error when a parameter has no gradient. Parameters are updated in place.
+//! AdamW as `torch.optim.AdamW`, with what candle's own lacks: moments keyed by name, saveable, in f32 or eight
+//! bits; a hard error when a parameter has no gradient. Parameters are updated in place.
 
 use super::{
     TrainError,
     params::{Gradients, Params},
+    quantised::{BLOCK, Map, Quantised, read_block, write_block},
 };
 use candle_core::{CpuStorage, InplaceOp2, Layout, Tensor};
 use rayon::prelude::*;
@@ -11,19 +12,47 @@ use std::{
     collections::BTreeMap,
     sync::{Mutex, PoisonError},
 };
+use wire::config::Optim;
 
-/// Elements per parallel piece; fixed, so that the result does not depend on the thread count.
-const PIECE: usize = 1 << 14;
+/// Elements per parallel piece, whole blocks; fixed, so that the result does not depend on the thread count.
+const PIECE: usize = 64 * BLOCK;
+/// Parameters with fewer elements keep their moments in f32, as in bitsandbytes.
+const WORTH_EIGHT_BITS: usize = 4096;
 
 /// Running averages of one parameter's gradient and squared gradient.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct Moments {
-    pub exp_avg: Vec<f32>,
-    pub exp_avg_sq: Vec<f32>,
+#[derive(Debug, Clone, PartialEq)]
+pub enum Moments {
+    Full {
+        exp_avg: Vec<f32>,
+        exp_avg_sq: Vec<f32>,
+    },
+    /// The second moment is kept as its root: eight bits then span twice as many decades, and the root is what the
+    /// update divides by.
+    Eight {
+        exp_avg: Quantised,
+        root: Quantised,
+    },
+}
+
+impl Moments {
+    /// Whether `n` elements of a parameter have quantised moments.
+    #[must_use]
+    pub fn are_quantised(optim: Optim, n: usize) -> bool {
+        optim == Optim::Adamw8bit && n >= WORTH_EIGHT_BITS
+    }
+
+    fn zeros(optim: Optim, n: usize) -> Self {
+        if Self::are_quantised(optim, n) {
+            Self::Eight { exp_avg: Quantised::zeros(n, Map::signed()), root: Quantised::zeros(n, Map::unsigned()) }
+        } else {
+            Self::Full { exp_avg: vec![0.0; n], exp_avg_sq: vec![0.0; n] }
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamWConfig {
+    pub optim: Optim,
     pub beta1: f64,
     pub beta2: f64,
     pub epsilon: f64,
@@ -58,15 +87,12 @@ impl AdamW {
             let grad = grads
                 .get(name)
                 .ok_or_else(|| TrainError::internal(format!("`{name}` is trainable but received no gradient")))?;
-            let n = var.elem_count();
-            let moments = self.moments.entry(name.to_owned()).or_default();
-            moments.exp_avg.resize(n, 0.0);
-            moments.exp_avg_sq.resize(n, 0.0);
+            let fresh = || Moments::zeros(c.optim, var.elem_count());
+            let moments = self.moments.entry(name.to_owned()).or_insert_with(fresh);
             // `transformers.Trainer` exempts norm weights and biases from decay: all vectors but DoRA's.
             let decayed = var.rank() > 1 || name.ends_with("lora_magnitude_vector");
             let decay = if decayed { c.weight_decay } else { 0.0 };
-            let update = Update {
-                moments: Mutex::new(moments),
+            let rule = Rule {
                 clip: narrow(clip),
                 shrink: narrow(1.0 - rate * decay),
                 beta1: narrow(c.beta1),
@@ -75,7 +101,7 @@ impl AdamW {
                 step_size: narrow(rate / correction1),
                 root2: narrow(correction2.sqrt()),
             };
-            var.as_tensor().inplace_op2(&grad.contiguous()?, &update)?;
+            var.as_tensor().inplace_op2(&grad.contiguous()?, &Update { moments: Mutex::new(moments), rule })?;
         }
         self.step = count;
         Ok(())
@@ -87,8 +113,9 @@ const fn narrow(x: f64) -> f32 {
     x as f32
 }
 
-struct Update<'a> {
-    moments: Mutex<&'a mut Moments>,
+/// The numbers of one update.
+#[derive(Clone, Copy)]
+struct Rule {
     clip: f32,
     shrink: f32,
     beta1: f32,
@@ -96,6 +123,22 @@ struct Update<'a> {
     epsilon: f32,
     step_size: f32,
     root2: f32,
+}
+
+impl Rule {
+    fn apply(self, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
+        for (((p, g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
+            let g = g * self.clip;
+            *m += (1.0 - self.beta1) * (g - *m);
+            *v = self.beta2 * *v + (1.0 - self.beta2) * g * g;
+            *p = *p * self.shrink - self.step_size * *m / (v.sqrt() / self.root2 + self.epsilon);
+        }
+    }
+}
+
+struct Update<'a> {
+    moments: Mutex<&'a mut Moments>,
+    rule: Rule,
 }
 
 impl InplaceOp2 for Update<'_> {
@@ -113,24 +156,57 @@ impl InplaceOp2 for Update<'_> {
             candle_core::bail!("adamw: layout outside its storage");
         };
         let mut moments = self.moments.lock().unwrap_or_else(PoisonError::into_inner);
-        let Moments { exp_avg: m, exp_avg_sq: v } = &mut **moments;
-        if p.len() != g.len() || p.len() != m.len() {
-            candle_core::bail!("adamw: {} parameters, {} gradients, {} moments", p.len(), g.len(), m.len());
+        let count = match &**moments {
+            Moments::Full { exp_avg, .. } => exp_avg.len(),
+            Moments::Eight { exp_avg, .. } => exp_avg.codes.len(),
+        };
+        if p.len() != g.len() || p.len() != count {
+            candle_core::bail!("adamw: {} parameters, {} gradients, {count} moments", p.len(), g.len());
         }
-        let pieces =
-            p.par_chunks_mut(PIECE).zip(g.par_chunks(PIECE)).zip(m.par_chunks_mut(PIECE).zip(v.par_chunks_mut(PIECE)));
-        pieces.for_each(|((p, g), (m, v))| {
-            for (((p, g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
-                let g = g * self.clip;
-                *m += (1.0 - self.beta1) * (g - *m);
-                *v = self.beta2 * *v + (1.0 - self.beta2) * g * g;
-                *p = *p * self.shrink - self.step_size * *m / (v.sqrt() / self.root2 + self.epsilon);
-            }
-        });
+        let rule = self.rule;
+        let pieces = p.par_chunks_mut(PIECE).zip(g.par_chunks(PIECE));
+        match &mut **moments {
+            Moments::Full { exp_avg: m, exp_avg_sq: v } => pieces
+                .zip(m.par_chunks_mut(PIECE).zip(v.par_chunks_mut(PIECE)))
+                .for_each(|((p, g), (m, v))| rule.apply(p, g, m, v)),
+            Moments::Eight { exp_avg, root } => pieces
+                .zip(blocks(exp_avg).zip(blocks(root)))
+                .for_each(|((p, g), (m, v))| update_quantised(rule, p, g, m, v)),
+        }
         Ok(())
     }
 }
 
+type Codes<'a> = (&'a mut [u8], &'a mut [f32]);
+
+/// Codes and scales of each piece.
+fn blocks(values: &mut Quantised) -> impl IndexedParallelIterator<Item = Codes<'_>> {
+    values.codes.par_chunks_mut(PIECE).zip(values.scales.par_chunks_mut(PIECE / BLOCK))
+}
+
+/// Widens a block's moments, updates, and rounds them again.
+fn update_quantised(rule: Rule, p: &mut [f32], g: &[f32], (m, m_scales): Codes<'_>, (v, v_scales): Codes<'_>) {
+    let (signed, unsigned) = (Map::signed(), Map::unsigned());
+    let parameters = p.chunks_mut(BLOCK).zip(g.chunks(BLOCK));
+    let first = m.chunks_mut(BLOCK).zip(m_scales);
+    let second = v.chunks_mut(BLOCK).zip(v_scales);
+    for (((p, g), (m, m_scale)), (v, v_scale)) in parameters.zip(first).zip(second) {
+        let (mut exp_avg, mut exp_avg_sq) = ([0.0_f32; BLOCK], [0.0_f32; BLOCK]);
+        let n = p.len().min(BLOCK);
+        let (exp_avg, exp_avg_sq) = (exp_avg.split_at_mut(n).0, exp_avg_sq.split_at_mut(n).0);
+        read_block(signed, m, *m_scale, exp_avg);
+        read_block(unsigned, v, *v_scale, exp_avg_sq);
+        exp_avg_sq.iter_mut().for_each(|root| *root *= *root);
+        rule.apply(p, g, exp_avg, exp_avg_sq);
+        exp_avg_sq.iter_mut().for_each(|square| *square = square.sqrt());
+        *m_scale = write_block(signed, exp_avg, m);
+        *v_scale = write_block(unsigned, exp_avg_sq, v);
+        // A root rounded to zero would be divided by.
+        for (code, root) in v.iter_mut().zip(exp_avg_sq) {
+            *code = (*code).max(u8::from(*root > 0.0));
+        }
+    }
+}
 /// L2 norm over all gradients, summed in f64 in a fixed order.
 ///
 /// # Errors
@@ -143,7 +219,7 @@ pub fn global_norm(grads: &Gradients) -> Result<f64, TrainError> {
     Ok(total.sqrt())
 }
 
-fn sum_of_squares(grad: &Tensor) -> Result<f64, TrainError> {
+pub(super) fn sum_of_squares(grad: &Tensor) -> Result<f64, TrainError> {
     let grad = grad.contiguous()?;
     let (storage, layout) = grad.storage_and_layout();
     let candle_core::Storage::Cpu(storage) = &*storage else {

@@ -1,11 +1,13 @@
 //! The training recipe: set up, loop, finish. One straight line for every method.
 
+mod identity;
+
 use super::{
     Control, Observer, Outcome, Setup, TrainError, artifacts,
     checkpoint::{self, Kind, State, StepMetrics},
     data::{self, Corpus, Sampler, SamplerOptions},
     dropout::Dropout,
-    lora, memory,
+    memory,
     model::{self, BuildOptions, CausalLm},
     optim::{self, AdamW, AdamWConfig},
     params::Gradients,
@@ -14,10 +16,10 @@ use super::{
     step::{self, StepOptions},
 };
 use dataset::{Encoder, LossOn};
-use sha2::{Digest, Sha256};
+use identity::{digest, put_adapter};
 use std::{collections::BTreeMap, path::PathBuf, time::Instant};
 use wire::{
-    config::{Init, LoraConfig, Method, TargetModules, TrainingConfig},
+    config::{Init, Method},
     event::{EventKind, Level, Phase, StopReason, Summary, metric},
     job::FailureCode,
 };
@@ -54,6 +56,8 @@ struct Run<'a> {
     max_length: usize,
     /// Step of the newest checkpoint on disk and where it is.
     saved: Option<(u64, PathBuf)>,
+    /// With `load_best_model_at_end`: what was trained, as it was at the best evaluation.
+    best: Option<PathBuf>,
 }
 
 pub(super) fn run(setup: &Setup, observer: &mut dyn Observer) -> Result<Outcome, TrainError> {
@@ -177,7 +181,14 @@ impl<'a> Run<'a> {
             .filter(|n| *n > 0)
             .unwrap_or((t.num_train_epochs * float(per_epoch)).ceil() as u64);
         let schedule = Schedule::new(t.lr_scheduler_type, t.learning_rate, t.warmup_ratio, total);
+        if eval_rows.is_empty() && (t.early_stopping_patience > 0 || t.load_best_model_at_end) {
+            return Err(TrainError::config(
+                "early_stopping_patience and load_best_model_at_end need held-out rows: set training.val_set_size, or use a dataset with a validation split",
+            )
+            .into());
+        }
         let mut optimizer = AdamW::new(AdamWConfig {
+            optim: t.optim,
             beta1: t.adam_beta1,
             beta2: t.adam_beta2,
             epsilon: t.adam_epsilon,
@@ -208,6 +219,8 @@ impl<'a> Run<'a> {
             total_parameters: model.weights().saturating_add(if adapter { model.params().elements() } else { 0 }),
         });
         let saved = setup.resume.clone().map(|dir| (state.step, dir));
+        let best = saved.as_ref().filter(|_| t.load_best_model_at_end);
+        let best = best.and_then(|(_, dir)| checkpoint::best_file(dir, &kind, &state));
         Ok(Self {
             setup,
             observer,
@@ -222,6 +235,7 @@ impl<'a> Run<'a> {
             state,
             max_length,
             saved,
+            best,
         })
     }
 
@@ -237,10 +251,17 @@ impl<'a> Run<'a> {
             if due(t.eval_steps, done) && self.state.last_eval.is_none_or(|(step, _)| step != done) {
                 self.evaluate()?;
             }
-            if done > 0 && due(t.save_steps, done) {
+            let enough = self.state.best.exhausted(t.early_stopping_patience);
+            if done > 0 && (enough || due(t.save_steps, done)) {
                 self.save()?;
             }
             if done >= total {
+                return Ok(());
+            }
+            if enough {
+                let n = self.state.best.worse;
+                let message = format!("stopping early after step {done}: {n} evaluations without a better loss");
+                self.observer.event(EventKind::Log { level: Level::Info, message });
                 return Ok(());
             }
             if done == 0 || self.saved.as_ref().is_some_and(|(s, _)| *s == done) {
@@ -324,6 +345,10 @@ impl<'a> Run<'a> {
         } else {
             format!("the loss became {loss}")
         };
+        self.gave_up(&what, step)
+    }
+
+    fn gave_up(&self, what: &str, step: u64) -> TrainError {
         let kept = match &self.saved {
             Some((step, _)) => format!("the checkpoint of step {step} is kept"),
             None => "there is no earlier checkpoint".into(),
@@ -359,10 +384,13 @@ impl<'a> Run<'a> {
             return Err(self.diverged(step, loss, f64::NAN).into());
         }
         self.state.last_eval = Some((step, loss));
+        self.metrics(BTreeMap::from([(metric::EVAL_LOSS.to_owned(), loss)]));
+        let t = &self.setup.config.training;
         if step == 0 {
             self.state.initial_eval_loss = Some(loss);
+        } else if self.state.best.record(step, loss, t.early_stopping_threshold) && t.load_best_model_at_end {
+            self.save()?;
         }
-        self.metrics(BTreeMap::from([(metric::EVAL_LOSS.to_owned(), loss)]));
         phase(self.observer, Phase::Training, format!("validation loss {loss:.4} after {step} steps"));
         Ok(())
     }
@@ -375,23 +403,48 @@ impl<'a> Run<'a> {
         {
             return Ok(dir.clone());
         }
+        let params = self.model.params();
+        for (name, var) in params.iter() {
+            if !optim::sum_of_squares(var)?.is_finite() {
+                return Err(self.gave_up(&format!("`{name}` is not finite any more"), step));
+            }
+        }
         phase(self.observer, Phase::Checkpointing, format!("writing the checkpoint of step {step}"));
         let root = self.setup.work_dir.join("checkpoints");
-        let dir = checkpoint::save(&root, &self.kind, self.model.params(), &self.optimizer, &self.state)?;
+        let t = &self.setup.config.training;
+        let best_step = self.state.best.at.map(|(step, _)| step).filter(|_| t.load_best_model_at_end);
+        let earlier = self.best.as_deref().filter(|_| best_step != Some(step));
+        let dir = checkpoint::save(&root, &self.kind, params, &self.optimizer, &self.state, earlier)?;
         self.observer.checkpoint(step, &dir);
-        checkpoint::prune(&root, self.setup.config.training.save_total_limit)?;
+        if t.load_best_model_at_end {
+            self.best = checkpoint::best_file(&dir, &self.kind, &self.state);
+        }
+        checkpoint::prune(&root, t.save_total_limit, best_step)?;
         self.saved = Some((step, dir.clone()));
         Ok(dir)
     }
 
-    fn finish(self) -> Result<Outcome, TrainError> {
+    /// With `load_best_model_at_end`, goes back to the best evaluation. Returns the loss of what is trained now.
+    fn choose_best(&mut self) -> Result<Option<f64>, TrainError> {
+        let last = self.state.last_eval.map(|(_, loss)| loss);
+        let (Some((step, loss)), Some(file)) = (self.state.best.at, &self.best) else { return Ok(last) };
+        if step < self.state.step {
+            checkpoint::load_weights(file, &self.kind, self.model.params())?;
+            let message = format!("the result is that of step {step}, with the lowest validation loss ({loss:.4})");
+            self.observer.event(EventKind::Log { level: Level::Info, message });
+        }
+        Ok(Some(loss))
+    }
+
+    fn finish(mut self) -> Result<Outcome, TrainError> {
+        let eval_loss = self.choose_best()?;
         let summary = Summary {
             steps: self.state.step,
             tokens: self.state.tokens_seen,
             train_seconds: self.state.train_seconds,
             train_loss: self.state.recent_loss(RECENT),
             initial_eval_loss: self.state.initial_eval_loss,
-            eval_loss: self.state.last_eval.map(|(_, loss)| loss),
+            eval_loss,
             peak_memory_bytes: memory::resident().map(|(_, peak)| peak),
         };
         let target = self.setup.work_dir.join("artifacts");
@@ -403,45 +456,4 @@ impl<'a> Run<'a> {
         }
         Ok(Outcome::Finished { summary, artifacts: target })
     }
-}
-
-/// Puts the adapter to train on the model: a fresh one, or the one to continue from. Returns what it is like and
-/// the names of its targets.
-fn put_adapter(setup: &Setup, model: &mut dyn CausalLm) -> Result<(LoraConfig, Vec<String>), TrainError> {
-    let wanted = &setup.config.lora;
-    let Some(dir) = &setup.adapter else {
-        return Ok((wanted.clone(), lora::attach(model, wanted, setup.config.training.seed)?));
-    };
-    let found = lora::load(model, dir)?;
-    let TargetModules::Names(targets) = found.target_modules.clone() else {
-        return Err(TrainError::internal("a loaded adapter has no list of targets"));
-    };
-    Ok((LoraConfig { lora_dropout: wanted.lora_dropout, init_from: wanted.init_from.clone(), ..found }, targets))
-}
-
-/// Names everything that decides the run's numbers, so that a checkpoint is not continued by another one.
-fn digest(setup: &Setup, train: &Corpus, eval: Option<&Corpus>) -> Result<String, TrainError> {
-    let mut config = setup.config.clone();
-    let neutral = TrainingConfig::default();
-    config.name = None;
-    config.training.eval_steps = neutral.training.eval_steps;
-    config.training.save_steps = neutral.training.save_steps;
-    config.training.save_total_limit = neutral.training.save_total_limit;
-    config.training.gradient_checkpointing = neutral.training.gradient_checkpointing;
-    let mut hash = Sha256::new();
-    hash.update(serde_json::to_vec(&config).unwrap_or_default());
-    if let Some(dir) = &setup.adapter {
-        let file = dir.join(lora::ADAPTER_FILE);
-        hash.update(std::fs::read(&file).map_err(|e| TrainError::io("read", &file, e))?);
-    }
-    for part in [
-        setup.model_name.clone(),
-        setup.model_revision.clone(),
-        train.digest(),
-        eval.map(Corpus::digest).unwrap_or_default(),
-    ] {
-        hash.update(part);
-        hash.update([0]);
-    }
-    Ok(hex::encode(hash.finalize()))
 }

@@ -29,12 +29,15 @@ impl Schedule {
     /// The learning rate of the optimizer step with 0-based index `step`.
     #[must_use]
     pub fn rate(&self, step: u64) -> f64 {
+        if self.kind == LrScheduler::Constant {
+            return self.peak;
+        }
         if step < self.warmup {
             return self.peak * (float(step) / float(self.warmup.max(1)));
         }
         let span = float(self.total.saturating_sub(self.warmup).max(1));
         let factor = match self.kind {
-            LrScheduler::ConstantWithWarmup => 1.0,
+            LrScheduler::Constant | LrScheduler::ConstantWithWarmup => 1.0,
             LrScheduler::Linear => float(self.total.saturating_sub(step)) / span,
             LrScheduler::Cosine => {
                 let progress = float(step.saturating_sub(self.warmup)) / span;
@@ -72,6 +75,7 @@ mod tests {
                 LrScheduler::Linear,
                 [0.0, 1.0 / 3.0, 2.0 / 3.0, 1.0, 6.0 / 7.0, 5.0 / 7.0, 4.0 / 7.0, 3.0 / 7.0, 2.0 / 7.0, 1.0 / 7.0],
             ),
+            (LrScheduler::Constant, [1.0; 10]),
             (LrScheduler::ConstantWithWarmup, [0.0, 1.0 / 3.0, 2.0 / 3.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]),
         ];
         for (kind, rates) in expect {

@@ -33,9 +33,10 @@ impl Job {
     fn new(dir: &Path) -> Self {
         let config = dir.join("sft.json");
         let settings = json!({
-            "lora": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.2},
+            "lora": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.2, "use_dora": true},
             "training": {"max_steps": 10, "learning_rate": 1e-2, "per_device_train_batch_size": 3, "gradient_accumulation_steps": 2,
-                "max_seq_length": 64, "eval_steps": 3, "save_steps": 1, "val_set_size": 0.2},
+                "max_seq_length": 64, "eval_steps": 3, "save_steps": 1, "val_set_size": 0.2,
+                "load_best_model_at_end": true},
         });
         fs::write(&config, settings.to_string()).unwrap();
         Self { config, model: model_dir(dir, json!({})), data: chat_file(dir, 20) }

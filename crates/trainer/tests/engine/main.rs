@@ -8,5 +8,6 @@ mod merge;
 mod model;
 mod ref_lora;
 mod ref_options;
+mod stopping;
 mod support;
 mod train;

@@ -19,7 +19,7 @@ use trainer::engine::{
     step, train,
 };
 use wire::{
-    config::{Method, TrainingConfig},
+    config::{Method, Optim, TrainingConfig},
     event::metric,
 };
 
@@ -117,6 +117,33 @@ fn twenty_full_fine_tuning_steps_equal_those_of_transformers() {
     let mut memory = Memory::default();
     assert!(matches!(train(&run, &mut memory).unwrap(), Outcome::Finished { .. }));
     compare_steps(&memory, &reference);
+}
+
+/// The reference's moments are f32; ours in eight bits must lead the same way.
+#[test]
+fn moments_in_eight_bits_follow_the_losses_of_transformers() {
+    let dir = tempfile::tempdir().unwrap();
+    let reference = json("full.json");
+    let mut run = setup(dir.path(), Method::Full, &reference);
+    run.config.training.optim = Optim::Adamw8bit;
+    let mut memory = Memory::default();
+    assert!(matches!(train(&run, &mut memory).unwrap(), Outcome::Finished { .. }));
+    let losses = memory.metric(metric::TRAIN_LOSS);
+    let theirs = reference["steps"].as_array().unwrap();
+    let relative = |(a, b): (&(u64, f64), &Value)| (a.1 / b["loss"].as_f64().unwrap() - 1.0).abs();
+    let worst = losses.iter().zip(theirs).map(relative).fold(0.0, f64::max);
+    println!("eight-bit moments: loss {:.4}, largest relative difference {worst:.2e}", losses[19].1);
+    assert!(worst < 0.002, "{worst:.2e}");
+    let checkpoint = memory.checkpoints.last().unwrap().1.join("optimizer.safetensors");
+    let full = 8 * model_elements();
+    let size = fs::metadata(checkpoint).unwrap().len();
+    println!("optimizer state: {size} bytes, in f32 {full}");
+    assert!(size < full * 35 / 100, "{size} {full}");
+}
+
+fn model_elements() -> u64 {
+    let weights = load(fixture("model/model.safetensors"), &Device::Cpu).unwrap();
+    weights.values().map(|t| u64::try_from(t.elem_count()).unwrap()).sum()
 }
 
 #[test]
