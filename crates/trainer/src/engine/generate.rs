@@ -2,12 +2,12 @@
 
 use super::{
     TrainError, lora,
-    model::{self, Attend, BuildOptions, CausalLm, Dims, Heads, Pass},
+    model::{self, Attend, AttentionOptions, BuildOptions, CausalLm, Dims, Heads, Pass},
     rng::Key,
 };
 use candle_core::{DType, Device, Tensor};
 use dataset::{ChatRow, EncodeError, Encoder, Role, StreamDecoder};
-use kernels::{AttentionShape, Segments};
+use kernels::Segments;
 use std::path::Path;
 
 /// Longest context held, whatever the model says: the cache is allocated to it lazily, the tables are not.
@@ -227,9 +227,9 @@ impl Attend for Cache {
         q: &Tensor,
         k: &Tensor,
         v: &Tensor,
-        heads: Heads,
+        options: &AttentionOptions,
     ) -> candle_core::Result<Tensor> {
-        let Heads { heads, kv_heads, head_dim } = heads;
+        let Heads { heads, kv_heads, head_dim } = options.heads;
         let (n, width) = k.dims2()?;
         let Some(slot) = self.layers.get_mut(layer) else { candle_core::bail!("there is no block {layer}") };
         let empty = || Tensor::zeros((self.capacity, width), DType::F32, &Device::Cpu);
@@ -241,15 +241,22 @@ impl Attend for Cache {
         values.slice_set(&v.contiguous()?, 0, self.length)?;
         if self.length == 0 {
             let segments = Segments::from_lengths(&[n])?;
-            return kernels::attention(q, k, v, &AttentionShape::causal(heads, kv_heads, head_dim, segments));
+            return kernels::attention(q, k, v, &options.shape(segments));
         }
-        // One query against everything so far: (KV, H/KV, D) x (KV, D, T) -> (KV, H/KV, T).
-        let t = self.length.saturating_add(n);
-        let view = |x: &Tensor| x.narrow(0, 0, t)?.reshape((t, kv_heads, head_dim))?.transpose(0, 1)?.contiguous(); // (KV, T, D)
+        // One query against the keys it sees: (KV, H/KV, D) x (KV, D, T) -> (KV, H/KV, T).
+        let end = self.length.saturating_add(n);
+        let t = options.window.map_or(end, |window| end.min(window));
+        let view = |x: &Tensor| {
+            x.narrow(0, end.saturating_sub(t), t)?.reshape((t, kv_heads, head_dim))?.transpose(0, 1)?.contiguous()
+        }; // (KV, T, D)
         let q = q.reshape((kv_heads, heads.checked_div(kv_heads).unwrap_or(1), head_dim))?;
         #[expect(clippy::as_conversions, reason = "a head size is small")]
-        let scale = 1.0 / (head_dim as f64).sqrt();
+        let scale = options.scale.map_or_else(|| 1.0 / (head_dim as f64).sqrt(), f64::from);
         let scores = (q.matmul(&view(keys)?.transpose(1, 2)?)? * scale)?;
+        let scores = match options.soft_cap.map(f64::from) {
+            Some(cap) => ((scores / cap)?.tanh()? * cap)?,
+            None => scores,
+        };
         let weights = candle_nn::ops::softmax(&scores, candle_core::D::Minus1)?;
         weights.matmul(&view(values)?)?.reshape((1, heads.saturating_mul(head_dim))) // (KV, H/KV, D) -> (1, H·D)
     }

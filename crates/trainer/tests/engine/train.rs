@@ -322,10 +322,10 @@ fn unusable_models_are_refused_with_the_reason() {
     };
     refuse(
         json!({"architectures": ["MambaForCausalLM"]}),
-        "the architecture `MambaForCausalLM` is not supported; supported: LlamaForCausalLM",
+        "the architecture `MambaForCausalLM` is not supported; supported: Gemma2ForCausalLM, Gemma3ForCausalLM, LlamaForCausalLM, MistralForCausalLM, Phi3ForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM",
     );
     refuse(json!({"hidden_act": "gelu"}), "hidden_act `gelu` is not supported");
-    refuse(json!({"num_hidden_layers": 3}), "missing `model.layers.2.input_layernorm.weight`");
+    refuse(json!({"num_hidden_layers": 3}), "missing `model.layers.2.self_attn.q_proj.weight`");
     refuse(json!({"num_hidden_layers": 1}), "unexpected `model.layers.1.input_layernorm.weight`");
     refuse(json!({"intermediate_size": 64}), "`model.layers.0.mlp.gate_proj.weight` is [48, 32] instead of [64, 32]");
     refuse(json!({"num_attention_heads": 0}), "sizes do not fit together");

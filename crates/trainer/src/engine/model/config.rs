@@ -1,6 +1,8 @@
-//! `config.json` as Transformers writes it, and the rotary settings all its models share.
+//! `config.json` as Transformers writes it: the settings that its decoders share.
 
+use super::{AttentionOptions, BuildOptions, Dims, Heads, layers::Activation};
 use crate::engine::TrainError;
+use serde::Deserialize;
 use serde_json::Value;
 use std::path::Path;
 
@@ -13,116 +15,104 @@ pub(super) fn read(dir: &Path) -> Result<Value, TrainError> {
         .map_err(|e| TrainError::model(format!("`config.json` is not valid JSON: {e}")).caused_by(e))
 }
 
-/// How rotary frequencies are stretched beyond the original context.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum RopeScaling {
-    None,
-    /// Every frequency divided by a factor.
-    Linear {
-        factor: f64,
-    },
-    /// Llama 3.1: low frequencies divided, high ones kept, smooth between
-    /// (`transformers.modeling_rope_utils._compute_llama3_parameters`).
-    Llama3 {
-        factor: f64,
-        low: f64,
-        high: f64,
-        original: f64,
-    },
+/// An error about `config.json`.
+pub(super) fn bad(what: impl std::fmt::Display) -> TrainError {
+    TrainError::model(format!("`config.json`: {what}"))
 }
 
-/// Base frequency and scaling, from `rope_theta` and `rope_scaling`, or `rope_parameters` of newer files.
-pub(super) fn rope(config: &Value) -> Result<(f64, RopeScaling), TrainError> {
-    let get = |section: &str, key: &str| config.get(section).and_then(|s| s.get(key));
-    let theta = [config.get("rope_theta"), get("rope_parameters", "rope_theta")];
-    let theta = theta.into_iter().flatten().find_map(Value::as_f64).unwrap_or(10_000.0);
-    let section = ["rope_scaling", "rope_parameters"].into_iter().find(|s| config.get(s).is_some_and(Value::is_object));
-    let Some(section) = section else { return Ok((theta, RopeScaling::None)) };
-    let kind = get(section, "rope_type").or_else(|| get(section, "type")).and_then(Value::as_str).unwrap_or("default");
-    let number = |key: &str| {
-        get(section, key)
-            .and_then(Value::as_f64)
-            .filter(|n| *n > 0.0)
-            .ok_or_else(|| TrainError::model(format!("`config.json`: {section}.{key} must be a positive number")))
-    };
-    let scaling = match kind {
-        "default" => RopeScaling::None,
-        "linear" => RopeScaling::Linear { factor: number("factor")? },
-        "llama3" => RopeScaling::Llama3 {
-            factor: number("factor")?,
-            low: number("low_freq_factor")?,
-            high: number("high_freq_factor")?,
-            original: number("original_max_position_embeddings")?,
-        },
-        other => {
-            return Err(TrainError::model(format!(
-                "`config.json`: {section} of type `{other}` is not supported; supported: default, linear, llama3"
+/// Reads the settings that `T` names; others are left alone.
+pub(super) fn parse<T: for<'a> Deserialize<'a>>(config: &Value) -> Result<T, TrainError> {
+    T::deserialize(config).map_err(|e| bad(&e).caused_by(e))
+}
+
+/// Settings of every decoder here. What a file leaves out has the default of Transformers' class, which may
+/// differ from one architecture to another: those are options.
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct Common {
+    pub hidden_size: usize,
+    pub intermediate_size: usize,
+    pub num_hidden_layers: usize,
+    pub num_attention_heads: usize,
+    pub num_key_value_heads: Option<usize>,
+    pub head_dim: Option<usize>,
+    pub vocab_size: usize,
+    pub max_position_embeddings: usize,
+    pub rms_norm_eps: Option<f64>,
+    pub tie_word_embeddings: Option<bool>,
+    pub hidden_act: Option<String>,
+    pub initializer_range: Option<f64>,
+    pub layer_types: Option<Vec<String>>,
+}
+
+impl Common {
+    pub(super) fn parse(config: &Value) -> Result<Self, TrainError> {
+        let c: Self = parse(config)?;
+        let h = c.heads();
+        let positive =
+            [c.hidden_size, c.intermediate_size, c.num_hidden_layers, h.heads, h.kv_heads, h.head_dim, c.vocab_size];
+        if positive.contains(&0) || !h.head_dim.is_multiple_of(2) || !h.heads.is_multiple_of(h.kv_heads.max(1)) {
+            return Err(bad(format!(
+                "sizes do not fit together: {} heads, {} key/value heads, head size {}",
+                h.heads, h.kv_heads, h.head_dim
             )));
         }
-    };
-    Ok((theta, scaling))
-}
-
-/// Angle per position of each pair of a head's channels, `(D/2)`.
-#[expect(clippy::as_conversions, reason = "head sizes are small; frequencies are f32 as in the reference")]
-pub(super) fn inverse_frequencies(head_dim: usize, theta: f64, scaling: RopeScaling) -> Vec<f32> {
-    let plain = (0..head_dim / 2).map(|i| 1.0 / theta.powf((2 * i) as f64 / head_dim as f64));
-    let scale = |f: f64| match scaling {
-        RopeScaling::None => f,
-        RopeScaling::Linear { factor } => f / factor,
-        RopeScaling::Llama3 { factor, low, high, original } => {
-            let wavelength = std::f64::consts::TAU / f;
-            if wavelength < original / high {
-                f
-            } else if wavelength > original / low {
-                f / factor
-            } else {
-                let smooth = (original / wavelength - low) / (high - low);
-                (1.0 - smooth) * f / factor + smooth * f
-            }
-        }
-    };
-    plain.map(|f| scale(f) as f32).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn old_and_new_spellings_of_rope_settings_are_read() {
-        assert_eq!(rope(&json!({"rope_theta": 5.0e5})).unwrap(), (5.0e5, RopeScaling::None));
-        assert_eq!(
-            rope(&json!({"rope_parameters": {"rope_theta": 100.0, "rope_type": "default"}})).unwrap(),
-            (100.0, RopeScaling::None)
-        );
-        let llama3 = json!({"rope_theta": 5.0e5, "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}});
-        let want = RopeScaling::Llama3 { factor: 8.0, low: 1.0, high: 4.0, original: 8192.0 };
-        assert_eq!(rope(&llama3).unwrap(), (5.0e5, want));
-        let yarn = rope(&json!({"rope_scaling": {"type": "yarn"}})).unwrap_err();
-        assert!(yarn.message.contains("`yarn` is not supported; supported: default, linear, llama3"));
+        Ok(c)
     }
 
-    /// Expected values: `LlamaRotaryEmbedding(LlamaConfig(head_dim=16, rope_theta=5e5, rope_scaling=llama3 as
-    /// above)).inv_freq`, transformers 5.23.
-    #[test]
-    fn llama3_frequencies_equal_those_of_transformers() {
-        let got =
-            inverse_frequencies(16, 5.0e5, RopeScaling::Llama3 { factor: 8.0, low: 1.0, high: 4.0, original: 8192.0 });
-        let want = [
-            1.0,
-            0.193_922_76,
-            0.037_606_03,
-            0.007_292_665,
-            0.000_524_846,
-            3.428_102_4e-5,
-            6.647_869_7e-6,
-            1.289_173_2e-6,
-        ];
-        for (g, w) in got.iter().zip(want) {
-            assert!((g - w).abs() <= 1e-6 * w, "{got:?}");
+    pub(super) fn heads(&self) -> Heads {
+        let heads = self.num_attention_heads;
+        let head_dim = self.head_dim.unwrap_or_else(|| self.hidden_size.checked_div(heads).unwrap_or(0));
+        Heads { heads, kv_heads: self.num_key_value_heads.unwrap_or(heads), head_dim }
+    }
+
+    pub(super) fn dims(&self) -> Dims {
+        Dims {
+            layers: self.num_hidden_layers,
+            hidden: self.hidden_size,
+            vocab: self.vocab_size,
+            heads: self.heads(),
+            context: self.max_position_embeddings,
         }
+    }
+
+    /// Rows of the position tables.
+    pub(super) fn positions(&self, options: BuildOptions) -> usize {
+        options.max_positions.clamp(1, self.max_position_embeddings.max(1))
+    }
+
+    /// The activation of `hidden_act`, SiLU where it is absent.
+    pub(super) fn activation(&self) -> Result<Activation, TrainError> {
+        match self.hidden_act.as_deref().unwrap_or("silu") {
+            "silu" | "swish" => Ok(Activation::Silu),
+            other => Err(bad(format!("hidden_act `{other}` is not supported; supported: silu"))),
+        }
+    }
+
+    /// Plain causal attention, with a window in those layers that slide: where `layer_types` says so, else
+    /// where `slides(layer)` does.
+    pub(super) fn attention(
+        &self,
+        window: Option<usize>,
+        slides: impl Fn(usize) -> bool,
+    ) -> Result<Vec<AttentionOptions>, TrainError> {
+        let plain = AttentionOptions { heads: self.heads(), window: None, soft_cap: None, scale: None };
+        if window == Some(0) {
+            return Err(bad("sliding_window must be at least 1"));
+        }
+        let with_window = |slides: bool| AttentionOptions { window: window.filter(|_| slides), ..plain };
+        let Some(types) = &self.layer_types else {
+            return Ok((0..self.num_hidden_layers).map(|layer| with_window(slides(layer))).collect());
+        };
+        if types.len() != self.num_hidden_layers {
+            return Err(bad(format!("layer_types has {} entries for {} layers", types.len(), self.num_hidden_layers)));
+        }
+        let option = |kind: &String| match kind.as_str() {
+            "full_attention" => Ok(plain),
+            "sliding_attention" => Ok(with_window(true)),
+            other => {
+                Err(bad(format!("layer type `{other}` is not supported; supported: full_attention, sliding_attention")))
+            }
+        };
+        types.iter().map(option).collect()
     }
 }

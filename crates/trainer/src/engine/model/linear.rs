@@ -1,7 +1,7 @@
-//! A linear projection without bias, with or without an adapter.
+//! A linear projection, with or without a bias and an adapter.
 
-use super::{Pass, Source, Weight};
-use crate::engine::{TrainError, params::Params};
+use super::{Pass, Weight};
+use crate::engine::params::Params;
 use candle_core::{Result, Tensor, Var};
 
 /// A low-rank adapter: `y += scale · B·A·dropout(x)` (arXiv 2106.09685). With magnitudes `m` (DoRA, arXiv
@@ -38,28 +38,27 @@ impl Lora {
     }
 }
 
-/// `y = W·x` with `W (out, in)`.
+/// `y = W·x + b` with `W (out, in)`.
 #[derive(Debug)]
 pub struct Linear {
     path: String,
     shape: (usize, usize),
     weight: Weight,
+    bias: Option<Weight>,
     lora: Option<Lora>,
 }
 
 impl Linear {
-    /// Loads `{path}.weight`, of shape `(out, in)`.
-    ///
-    /// # Errors
-    /// Unreadable weights.
-    pub fn load(
-        source: &Source,
-        path: &str,
-        shape: (usize, usize),
-        params: Option<&mut Params>,
-    ) -> std::result::Result<Self, TrainError> {
-        let weight = Weight::load(source, &format!("{path}.weight"), &[shape.0, shape.1], params)?;
-        Ok(Self { path: path.to_owned(), shape, weight, lora: None })
+    /// `weight (out, in)`; `path` as in [`Linear::path`].
+    #[must_use]
+    pub fn new(path: &str, shape: (usize, usize), weight: Weight) -> Self {
+        Self { path: path.to_owned(), shape, weight, bias: None, lora: None }
+    }
+
+    /// `bias (out)`
+    #[must_use]
+    pub fn with_bias(self, bias: Weight) -> Self {
+        Self { bias: Some(bias), ..self }
     }
 
     /// Module path as in the HF layout: `model.layers.0.self_attn.q_proj`.
@@ -94,6 +93,15 @@ impl Linear {
     /// # Errors
     /// Tensor errors only.
     pub fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
+        let y = self.project(x, pass)?;
+        match &self.bias {
+            Some(bias) => kernels::add_bias(&y, &bias.tensor(pass.grad)),
+            None => Ok(y),
+        }
+    }
+
+    /// `(N, in)` → `(N, out)`, the bias left out.
+    fn project(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
         let w = self.weight.tensor(pass.grad);
         let Some(lora) = self.lora.as_ref().filter(|_| pass.adapter) else {
             return if self.weight.wants_gradient(pass.grad) {

@@ -5,15 +5,24 @@
 //! block by block (see `step`).
 
 mod config;
+mod decoder;
+mod gemma2;
+mod gemma3;
+mod layers;
 mod linear;
 mod llama;
+mod mistral;
+mod phi3;
+mod pre_norm;
+mod qwen2;
+mod qwen3;
+mod rope;
 mod source;
 
-pub use config::RopeScaling;
 pub use linear::{Linear, Lora};
-pub use source::{Source, Weight};
+pub use source::{Loader, Source, Weight};
 
-use super::{TrainError, dropout::Dropout, params::Params, weights::WeightFiles};
+use super::{TrainError, dropout::Dropout, params::Params};
 use candle_core::{Result, Tensor};
 use kernels::{AttentionShape, Segments};
 use std::{fmt::Debug, path::Path};
@@ -49,13 +58,41 @@ pub struct Heads {
     pub head_dim: usize,
 }
 
+/// How a block attends.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AttentionOptions {
+    pub heads: Heads,
+    /// A token sees so many, itself the last; all before it when `None`.
+    pub window: Option<usize>,
+    /// Bound of the scores.
+    pub soft_cap: Option<f32>,
+    /// Factor of the scores; `1/√D` when `None`.
+    pub scale: Option<f32>,
+}
+
+impl AttentionOptions {
+    /// The kernel's description of attention within `segments`.
+    #[must_use]
+    pub fn shape(&self, segments: Segments) -> AttentionShape {
+        let Self { heads: Heads { heads, kv_heads, head_dim }, window, soft_cap, scale } = *self;
+        AttentionShape { window, soft_cap, scale, ..AttentionShape::causal(heads, kv_heads, head_dim, segments) }
+    }
+}
+
 /// Attention over rotated queries and keys: plain, or through a cache.
 pub trait Attend {
     /// `q (N, H·D)`, `k` and `v (N, KV·D)` of block `layer` → `(N, H·D)`.
     ///
     /// # Errors
     /// Tensor errors only.
-    fn attend(&mut self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor, heads: Heads) -> Result<Tensor>;
+    fn attend(
+        &mut self,
+        layer: usize,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        options: &AttentionOptions,
+    ) -> Result<Tensor>;
 }
 
 /// Causal attention within each sequence of a batch.
@@ -63,9 +100,15 @@ pub trait Attend {
 pub struct Causal<'a>(pub &'a Segments);
 
 impl Attend for Causal<'_> {
-    fn attend(&mut self, _layer: usize, q: &Tensor, k: &Tensor, v: &Tensor, heads: Heads) -> Result<Tensor> {
-        let Heads { heads, kv_heads, head_dim } = heads;
-        kernels::attention(q, k, v, &AttentionShape::causal(heads, kv_heads, head_dim, self.0.clone()))
+    fn attend(
+        &mut self,
+        _layer: usize,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        options: &AttentionOptions,
+    ) -> Result<Tensor> {
+        kernels::attention(q, k, v, &options.shape(self.0.clone()))
     }
 }
 
@@ -144,7 +187,15 @@ pub struct BuildOptions {
 type Builder = fn(&serde_json::Value, &Path, BuildOptions) -> std::result::Result<Box<dyn CausalLm>, TrainError>;
 
 /// Architectures by the name `config.json` has for them.
-const REGISTRY: &[(&str, Builder)] = &[("LlamaForCausalLM", llama::build)];
+const REGISTRY: &[(&str, Builder)] = &[
+    ("Gemma2ForCausalLM", gemma2::build),
+    ("Gemma3ForCausalLM", gemma3::build),
+    ("LlamaForCausalLM", llama::build),
+    ("MistralForCausalLM", mistral::build),
+    ("Phi3ForCausalLM", phi3::build),
+    ("Qwen2ForCausalLM", qwen2::build),
+    ("Qwen3ForCausalLM", qwen3::build),
+];
 
 /// Names of the architectures that can be trained.
 pub fn architectures() -> impl Iterator<Item = &'static str> {
@@ -168,12 +219,4 @@ pub fn load(dir: &Path, options: BuildOptions) -> std::result::Result<Box<dyn Ca
         return Err(TrainError::model(format!("{what}; supported: {}", known.join(", "))));
     };
     build(&value, dir, options)
-}
-
-/// Opens the weights unless they are to be random.
-fn source(dir: &Path, options: BuildOptions, std: f64) -> std::result::Result<Source, TrainError> {
-    Ok(match options.random {
-        Some(seed) => Source::Random { seed, std },
-        None => Source::Files(WeightFiles::open_dir(dir)?),
-    })
 }

@@ -1,5 +1,6 @@
 //! Where weights come from, and whether they are trained.
 
+use super::Linear;
 use crate::engine::{TrainError, params::Params, rng::Key, weights::WeightFiles};
 use candle_core::{Device, Tensor, Var};
 
@@ -7,11 +8,68 @@ use candle_core::{Device, Tensor, Var};
 #[derive(Debug)]
 pub enum Source {
     Files(WeightFiles),
-    /// Matrices are normal with deviation `std`, vectors (norms) are one.
+    /// Matrices are normal with deviation `std`, biases zero, other vectors (norms) `norm`.
     Random {
         seed: u64,
         std: f64,
+        norm: f32,
     },
+    /// No values at all, for a model that only says what it would load.
+    Shapes,
+}
+
+/// Hands out a model's weights one by one, and remembers which were asked for.
+#[derive(Debug)]
+pub struct Loader {
+    source: Source,
+    trained: Option<Params>,
+    asked: Vec<(String, Vec<usize>)>,
+}
+
+impl Loader {
+    /// `train` makes every weight a parameter.
+    #[must_use]
+    pub fn new(source: Source, train: bool) -> Self {
+        Self { source, trained: train.then(Params::default), asked: Vec::new() }
+    }
+
+    /// The weight `name`.
+    ///
+    /// # Errors
+    /// Unreadable weights.
+    pub fn weight(&mut self, name: &str, shape: &[usize]) -> Result<Weight, TrainError> {
+        self.asked.push((name.to_owned(), shape.to_vec()));
+        Weight::load(&self.source, name, shape, self.trained.as_mut())
+    }
+
+    /// The projection whose weight is `{path}.weight`, of shape `(out, in)`.
+    ///
+    /// # Errors
+    /// Unreadable weights.
+    pub fn linear(&mut self, path: &str, shape: (usize, usize)) -> Result<Linear, TrainError> {
+        Ok(Linear::new(path, shape, self.weight(&format!("{path}.weight"), &[shape.0, shape.1])?))
+    }
+
+    /// [`Loader::linear`] with the bias `{path}.bias`.
+    ///
+    /// # Errors
+    /// Unreadable weights.
+    pub fn biased(&mut self, path: &str, shape: (usize, usize)) -> Result<Linear, TrainError> {
+        let linear = self.linear(path, shape)?;
+        Ok(linear.with_bias(self.weight(&format!("{path}.bias"), &[shape.0])?))
+    }
+
+    /// Name and shape of every weight handed out.
+    #[must_use]
+    pub fn asked(&self) -> &[(String, Vec<usize>)] {
+        &self.asked
+    }
+
+    /// The weights that are trained.
+    #[must_use]
+    pub fn into_params(self) -> Params {
+        self.trained.unwrap_or_default()
+    }
 }
 
 /// One weight of a model, f32.
@@ -29,7 +87,13 @@ impl Weight {
     pub fn load(source: &Source, name: &str, shape: &[usize], params: Option<&mut Params>) -> Result<Self, TrainError> {
         let values = match source {
             Source::Files(files) => files.load(name)?.0,
-            Source::Random { seed, std } => random(*seed, *std, name, shape),
+            Source::Random { norm, .. } if shape.len() < 2 => {
+                vec![if name.ends_with(".bias") { 0.0 } else { *norm }; shape.iter().product()]
+            }
+            Source::Random { seed, std, .. } => random(*seed, *std, name, shape.iter().product()),
+            Source::Shapes => {
+                return Ok(Self { tensor: Tensor::from_vec(Vec::<f32>::new(), 0, &Device::Cpu)?, trained: false });
+            }
         };
         match params {
             Some(params) => {
@@ -59,12 +123,8 @@ impl Weight {
     }
 }
 
-fn random(seed: u64, std: f64, name: &str, shape: &[usize]) -> Vec<f32> {
-    let n = shape.iter().product::<usize>();
-    if shape.len() < 2 {
-        return vec![1.0; n];
-    }
+fn random(seed: u64, std: f64, name: &str, len: usize) -> Vec<f32> {
     let key = Key::new(seed, name);
     #[expect(clippy::as_conversions, reason = "weights are f32")]
-    (0_u64..).take(n).map(|i| (key.normal(i) * std) as f32).collect()
+    (0_u64..).take(len).map(|i| (key.normal(i) * std) as f32).collect()
 }
