@@ -1,7 +1,7 @@
 //! Writes what our model computes for a text, for `scripts/ref_peft_load.py` to compare with PEFT:
 //!
 //! ```text
-//! cargo run -p trainer --example dump_logits -- MODEL_DIR ADAPTER_DIR TEXT LOGITS_FILE
+//! cargo run --release --workspace --example dump_logits -- MODEL_DIR ADAPTER_DIR TEXT LOGITS_FILE
 //! scripts/ref_peft_load.py MODEL_DIR ADAPTER_DIR TEXT LOGITS_FILE
 //! ```
 
