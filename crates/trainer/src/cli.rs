@@ -2,6 +2,7 @@
 
 use crate::{
     engine::{self, merge::MergedDtype},
+    estimate::{self, EstimateArgs},
     generate::{self, GenerateArgs},
     local::{self, LocalRun},
     run, serve,
@@ -30,6 +31,8 @@ enum Command {
     /// Generate text with a model and, optionally, an adapter.
     #[command(after_long_help = GENERATE_HELP)]
     Generate(GenerateArgs),
+    /// Tell what a run will need, in memory and time, by rehearsing a part of it.
+    Estimate(EstimateArgs),
     /// Merge an adapter into its base model: a model directory that needs no adapter.
     Merge(MergeArgs),
 }
@@ -115,6 +118,7 @@ pub fn main() -> ExitCode {
     let env = Env::from_process();
     let result = match cli.command {
         Command::Generate(args) => generate::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Estimate(args) => estimate::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Merge(args) => merge(&args),
         Command::Serve => {
             // Actix wants to make its own runtime.

@@ -8,6 +8,7 @@ pub mod cache;
 pub mod cli;
 pub mod control;
 pub mod engine;
+pub mod estimate;
 pub mod gateway;
 pub mod generate;
 pub mod local;

@@ -91,7 +91,11 @@ fn code(code: i32) -> ExitCode {
     ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))
 }
 
-fn setup(options: &LocalRun) -> anyhow::Result<Setup> {
+/// Reads the configuration and looks at the inputs.
+///
+/// # Errors
+/// Unreadable inputs, or a configuration with mistakes.
+pub fn setup(options: &LocalRun) -> anyhow::Result<Setup> {
     let name = |path: &Path| path.file_stem().map_or_else(|| "local".into(), |n| n.to_string_lossy().into_owned());
     let text = fs::read_to_string(&options.config)
         .with_context(|| format!("cannot read the configuration {}", options.config.display()))?;

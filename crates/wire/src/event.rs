@@ -90,6 +90,16 @@ pub mod metric {
     /// Tokens through the model per second of the step, padding excluded.
     pub const TOKENS_PER_SECOND: &str = "tokens_per_second";
     pub const STEP_SECONDS: &str = "step_seconds";
+    /// Parts of `step_seconds`: choosing and laying out rows, …
+    pub const DATA_SECONDS: &str = "data_seconds";
+    /// … activations and loss, …
+    pub const FORWARD_SECONDS: &str = "forward_seconds";
+    /// … gradients (with `gradient_checkpointing` also the activations again), …
+    pub const BACKWARD_SECONDS: &str = "backward_seconds";
+    /// … norm, clipping and update.
+    pub const OPTIMIZER_SECONDS: &str = "optimizer_seconds";
+    /// Between the step before and this one: evaluation, checkpoints, reporting. Not in `step_seconds`.
+    pub const STALL_SECONDS: &str = "stall_seconds";
     /// Resident memory of the trainer in bytes.
     pub const MEMORY_BYTES: &str = "memory_bytes";
     /// Tokens trained on since the job began.

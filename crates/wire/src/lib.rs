@@ -6,6 +6,7 @@
 pub mod account;
 pub mod config;
 pub mod dataset;
+pub mod estimate;
 pub mod event;
 pub mod ids;
 pub mod job;

@@ -28,10 +28,14 @@ pub mod weights;
 
 pub use error::TrainError;
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 use wire::{
     config::TrainingConfig,
     dataset::DatasetFormat,
+    estimate::Estimate,
     event::{EventKind, StopReason, Summary},
 };
 
@@ -95,6 +99,31 @@ pub enum Outcome {
 /// # Errors
 /// [`TrainError::code`] says what a caller can do; see its variants' documentation.
 pub fn train(setup: &Setup, observer: &mut dyn Observer) -> Result<Outcome, TrainError> {
+    on_threads(setup, || recipe::run(setup, observer))
+}
+
+/// Finds out what the run of `setup` will need, by rehearsing some of it for about `at_least`; nothing is trained.
+/// `resume` is not looked at.
+///
+/// # Errors
+/// Those that training would fail with before its first step.
+pub fn estimate(setup: &Setup, at_least: Duration) -> Result<Estimate, TrainError> {
+    struct Silent;
+    impl Observer for Silent {
+        fn event(&mut self, _: EventKind) {}
+
+        fn checkpoint(&mut self, _: u64, _: &Path) {}
+
+        fn control(&self) -> Control {
+            Control::Continue
+        }
+    }
+    let setup = Setup { resume: None, ..setup.clone() };
+    on_threads(&setup, || recipe::estimate(&setup, &mut Silent, at_least))
+}
+
+/// Runs `work` on the compute threads of `setup`.
+fn on_threads<R: Send>(setup: &Setup, work: impl FnOnce() -> Result<R, TrainError> + Send) -> Result<R, TrainError> {
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(setup.threads.max(1))
         .thread_name(|i| format!("train-{i}"))
@@ -102,7 +131,7 @@ pub fn train(setup: &Setup, observer: &mut dyn Observer) -> Result<Outcome, Trai
         .build()
         .map_err(|e| TrainError::internal(format!("cannot start {} compute threads", setup.threads)).caused_by(e))?;
     // On a thread of the pool, so that the loop's own work runs beside the others' and not instead of it.
-    pool.install(|| recipe::run(setup, observer))
+    pool.install(work)
 }
 
 /// Logits of a text, `{"logits": (T, V), "input_ids": (T)}`, for comparison with a reference.

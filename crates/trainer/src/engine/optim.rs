@@ -41,6 +41,16 @@ impl Moments {
         optim == Optim::Adamw8bit && n >= WORTH_EIGHT_BITS
     }
 
+    /// Bytes of the moments of `n` elements.
+    #[must_use]
+    pub fn bytes(optim: Optim, n: usize) -> usize {
+        if Self::are_quantised(optim, n) {
+            n.saturating_add(n.div_ceil(BLOCK).saturating_mul(4)).saturating_mul(2)
+        } else {
+            n.saturating_mul(8)
+        }
+    }
+
     fn zeros(optim: Optim, n: usize) -> Self {
         if Self::are_quantised(optim, n) {
             Self::Eight { exp_avg: Quantised::zeros(n, Map::signed()), root: Quantised::zeros(n, Map::unsigned()) }

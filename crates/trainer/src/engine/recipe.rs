@@ -1,6 +1,9 @@
 //! The training recipe: set up, loop, finish. One straight line for every method.
 
+mod fit;
 mod identity;
+mod keep;
+mod rehearse;
 
 use super::{
     Control, Observer, Outcome, Setup, TrainError, artifacts,
@@ -17,15 +20,16 @@ use super::{
 };
 use dataset::{Encoder, LossOn};
 use identity::{digest, put_adapter};
-use std::{collections::BTreeMap, path::PathBuf, time::Instant};
+pub(super) use rehearse::estimate;
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 use wire::{
     config::{Init, Method},
-    event::{EventKind, Level, Phase, StopReason, Summary, metric},
-    job::FailureCode,
+    event::{EventKind, Level, Phase, StopReason, metric},
 };
-
-/// Steps averaged into a run's final training loss.
-const RECENT: usize = 10;
 
 /// Why the loop ended early.
 enum Halt {
@@ -54,6 +58,8 @@ struct Run<'a> {
     optimizer: AdamW,
     state: State,
     max_length: usize,
+    /// When the last step ended.
+    stepped: Option<Instant>,
     /// Step of the newest checkpoint on disk and where it is.
     saved: Option<(u64, PathBuf)>,
     /// With `load_best_model_at_end`: what was trained, as it was at the best evaluation.
@@ -80,6 +86,13 @@ pub(super) fn run(setup: &Setup, observer: &mut dyn Observer) -> Result<Outcome,
             Ok(Outcome::Stopped { reason, step: run.state.step, checkpoint: Some(checkpoint) })
         }
     }
+}
+
+/// Tokens of the first epoch's largest micro-batch.
+fn largest_batch(sampler: &mut Sampler, corpus: &Corpus) -> usize {
+    let steps = 0..sampler.steps_per_epoch();
+    let tokens = steps.flat_map(|step| sampler.step(step)).map(|rows| corpus.tokens_in(&rows)).max();
+    usize::try_from(tokens.unwrap_or(0)).unwrap_or(usize::MAX)
 }
 
 /// The reason to stop, if there is one.
@@ -119,6 +132,7 @@ impl<'a> Run<'a> {
             random: (config.init == Init::Random).then_some(t.seed),
             max_positions: t.max_seq_length,
         };
+        fit::check_weights(setup)?;
         let mut model = model::load(&setup.model_dir, options)?;
         let kind = if adapter {
             let (lora, targets) = put_adapter(setup, model.as_mut())?;
@@ -173,8 +187,9 @@ impl<'a> Run<'a> {
             pack_into: t.packing.then_some(max_length),
             seed: t.seed,
         };
-        let sampler = Sampler::new(&train, &train_rows, sampler_options);
+        let mut sampler = Sampler::new(&train, &train_rows, sampler_options);
         let per_epoch = sampler.steps_per_epoch();
+        fit::check_batch(setup, model.as_ref(), largest_batch(&mut sampler, &train))?;
         #[expect(clippy::as_conversions, reason = "a positive number of steps")]
         let total = u64::try_from(t.max_steps)
             .ok()
@@ -234,6 +249,7 @@ impl<'a> Run<'a> {
             optimizer,
             state,
             max_length,
+            stepped: None,
             saved,
             best,
         })
@@ -274,6 +290,7 @@ impl<'a> Run<'a> {
     /// One optimizer step.
     fn step(&mut self) -> Result<(), Halt> {
         let started = Instant::now();
+        let stall = self.stepped.map_or(Duration::ZERO, |before| started - before);
         let t = &self.setup.config.training;
         let index = self.state.step;
         let step = index.saturating_add(1);
@@ -282,21 +299,17 @@ impl<'a> Run<'a> {
         let targets = batches.iter().map(data::Batch::target_count).sum::<usize>();
         let tokens = count(batches.iter().map(|b| b.tokens.len()).sum());
         let rate = self.schedule.rate(index);
+        let data = started.elapsed();
+        let mut forward = Duration::ZERO;
         let mut grads = Gradients::default();
         let mut loss = 0.0;
-        let probability =
-            if self.setup.config.method == Method::Sft { self.setup.config.lora.lora_dropout } else { 0.0 };
         for (micro, batch) in (0..).zip(&batches) {
             if self.observer.control() == Control::Cancel {
                 return Err(Halt::Stopped(StopReason::Cancelled));
             }
             let key = Key::new(t.seed, "dropout").at(index).at(micro);
-            let options = StepOptions {
-                denominator: float(count(targets)),
-                dropout: (probability > 0.0).then_some(Dropout { probability, key }),
-                recompute: t.gradient_checkpointing,
-            };
-            loss += step::forward_backward(self.model.as_ref(), batch, options, &mut grads)?;
+            let options = self.step_options(float(count(targets)), key);
+            loss += step::forward_backward_timed(self.model.as_ref(), batch, options, &mut grads, &mut forward)?;
         }
         if index == 0 {
             let missing = grads.missing(self.model.params());
@@ -308,13 +321,16 @@ impl<'a> Run<'a> {
                 .into());
             }
         }
+        let passes = started.elapsed() - data;
         let norm = optim::global_norm(&grads)?;
         if !loss.is_finite() || !norm.is_finite() {
             return Err(self.diverged(step, loss, norm).into());
         }
         self.optimizer.step(self.model.params(), &grads, optim::clip_factor(norm, t.max_grad_norm), rate)?;
         drop(grads);
-        let seconds = started.elapsed().as_secs_f64();
+        let elapsed = started.elapsed();
+        let seconds = elapsed.as_secs_f64();
+        self.stepped = Some(Instant::now());
         self.state.step = step;
         self.state.tokens_seen = self.state.tokens_seen.saturating_add(tokens);
         self.state.train_seconds += seconds;
@@ -325,6 +341,11 @@ impl<'a> Run<'a> {
             (metric::GRAD_NORM.to_owned(), norm),
             (metric::TOKENS_PER_SECOND.to_owned(), float(tokens) / seconds.max(1e-9)),
             (metric::STEP_SECONDS.to_owned(), seconds),
+            (metric::DATA_SECONDS.to_owned(), data.as_secs_f64()),
+            (metric::FORWARD_SECONDS.to_owned(), forward.as_secs_f64()),
+            (metric::BACKWARD_SECONDS.to_owned(), passes.saturating_sub(forward).as_secs_f64()),
+            (metric::OPTIMIZER_SECONDS.to_owned(), elapsed.saturating_sub(data + passes).as_secs_f64()),
+            (metric::STALL_SECONDS.to_owned(), stall.as_secs_f64()),
             (metric::TOKENS_SEEN.to_owned(), float(self.state.tokens_seen)),
         ]);
         if let Some((now, _)) = memory::resident() {
@@ -334,33 +355,20 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
+    /// How a micro-batch of a step with `denominator` targets runs.
+    fn step_options(&self, denominator: f64, key: Key) -> StepOptions {
+        let config = &self.setup.config;
+        let probability = if config.method == Method::Sft { config.lora.lora_dropout } else { 0.0 };
+        StepOptions {
+            denominator,
+            dropout: (probability > 0.0).then_some(Dropout { probability, key }),
+            recompute: config.training.gradient_checkpointing,
+        }
+    }
+
     fn metrics(&mut self, values: BTreeMap<String, f64>) {
         let epoch = float(self.state.step) / float(self.sampler.steps_per_epoch());
         self.observer.event(EventKind::Metrics { step: self.state.step, epoch, values });
-    }
-
-    fn diverged(&self, step: u64, loss: f64, norm: f64) -> TrainError {
-        let what = if loss.is_finite() {
-            format!("the gradient norm became {norm}")
-        } else {
-            format!("the loss became {loss}")
-        };
-        self.gave_up(&what, step)
-    }
-
-    fn gave_up(&self, what: &str, step: u64) -> TrainError {
-        let kept = match &self.saved {
-            Some((step, _)) => format!("the checkpoint of step {step} is kept"),
-            None => "there is no earlier checkpoint".into(),
-        };
-        let t = &self.setup.config.training;
-        TrainError::new(
-            FailureCode::Diverged,
-            format!(
-                "{what} at step {step}; {kept}. Lower learning_rate (now {}) or lengthen the warm-up",
-                t.learning_rate
-            ),
-        )
     }
 
     /// Mean loss over the held-out rows; `None` without any.
@@ -393,67 +401,5 @@ impl<'a> Run<'a> {
         }
         phase(self.observer, Phase::Training, format!("validation loss {loss:.4} after {step} steps"));
         Ok(())
-    }
-
-    /// Makes sure there is a checkpoint of the current step.
-    fn save(&mut self) -> Result<PathBuf, TrainError> {
-        let step = self.state.step;
-        if let Some((saved, dir)) = &self.saved
-            && *saved == step
-        {
-            return Ok(dir.clone());
-        }
-        let params = self.model.params();
-        for (name, var) in params.iter() {
-            if !optim::sum_of_squares(var)?.is_finite() {
-                return Err(self.gave_up(&format!("`{name}` is not finite any more"), step));
-            }
-        }
-        phase(self.observer, Phase::Checkpointing, format!("writing the checkpoint of step {step}"));
-        let root = self.setup.work_dir.join("checkpoints");
-        let t = &self.setup.config.training;
-        let best_step = self.state.best.at.map(|(step, _)| step).filter(|_| t.load_best_model_at_end);
-        let earlier = self.best.as_deref().filter(|_| best_step != Some(step));
-        let dir = checkpoint::save(&root, &self.kind, params, &self.optimizer, &self.state, earlier)?;
-        self.observer.checkpoint(step, &dir);
-        if t.load_best_model_at_end {
-            self.best = checkpoint::best_file(&dir, &self.kind, &self.state);
-        }
-        checkpoint::prune(&root, t.save_total_limit, best_step)?;
-        self.saved = Some((step, dir.clone()));
-        Ok(dir)
-    }
-
-    /// With `load_best_model_at_end`, goes back to the best evaluation. Returns the loss of what is trained now.
-    fn choose_best(&mut self) -> Result<Option<f64>, TrainError> {
-        let last = self.state.last_eval.map(|(_, loss)| loss);
-        let (Some((step, loss)), Some(file)) = (self.state.best.at, &self.best) else { return Ok(last) };
-        if step < self.state.step {
-            checkpoint::load_weights(file, &self.kind, self.model.params())?;
-            let message = format!("the result is that of step {step}, with the lowest validation loss ({loss:.4})");
-            self.observer.event(EventKind::Log { level: Level::Info, message });
-        }
-        Ok(Some(loss))
-    }
-
-    fn finish(mut self) -> Result<Outcome, TrainError> {
-        let eval_loss = self.choose_best()?;
-        let summary = Summary {
-            steps: self.state.step,
-            tokens: self.state.tokens_seen,
-            train_seconds: self.state.train_seconds,
-            train_loss: self.state.recent_loss(RECENT),
-            initial_eval_loss: self.state.initial_eval_loss,
-            eval_loss,
-            peak_memory_bytes: memory::resident().map(|(_, peak)| peak),
-        };
-        let target = self.setup.work_dir.join("artifacts");
-        match &self.kind {
-            Kind::Adapter { config } => {
-                artifacts::write_adapter(&target, self.setup, config, self.model.params(), &summary)?
-            }
-            Kind::Weights => artifacts::write_model(&target, self.setup, self.model.params(), &summary)?,
-        }
-        Ok(Outcome::Finished { summary, artifacts: target })
     }
 }

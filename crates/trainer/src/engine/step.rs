@@ -13,6 +13,7 @@ use super::{
 };
 use candle_core::{Tensor, Var};
 use kernels::Tape;
+use std::time::{Duration, Instant};
 
 /// How one micro-batch is run.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -39,6 +40,22 @@ pub fn forward_backward(
     options: StepOptions,
     grads: &mut Gradients,
 ) -> Result<f64, TrainError> {
+    let mut forward = Duration::ZERO;
+    forward_backward_timed(model, batch, options, grads, &mut forward)
+}
+
+/// [`forward_backward`], which adds the time until the loss was known to `forward`.
+///
+/// # Errors
+/// Tensor errors only.
+pub fn forward_backward_timed(
+    model: &dyn CausalLm,
+    batch: &Batch,
+    options: StepOptions,
+    grads: &mut Gradients,
+    forward: &mut Duration,
+) -> Result<f64, TrainError> {
+    let started = Instant::now();
     let params = model.params();
     let pass = Pass { grad: true, dropout: options.dropout, ..batch.pass() };
     let mut attention = Causal(&batch.segments);
@@ -58,6 +75,7 @@ pub fn forward_backward(
     let (loss, tape) = kernels::record(|| model.loss(&top, &batch.targets, options.denominator, &pass));
     let loss = loss?;
     let value = f64::from(loss.to_scalar::<f32>()?);
+    *forward += started.elapsed();
     let mut store = tape.backward(&loss, loss.ones_like()?)?;
     grads.collect(params, &mut store)?;
     let mut grad = store.remove(&top).ok_or_else(|| TrainError::internal("the loss gave its input no gradient"))?;

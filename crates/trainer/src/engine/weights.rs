@@ -134,6 +134,12 @@ impl WeightFiles {
         shards
     }
 
+    /// Number of all tensors' elements.
+    #[must_use]
+    pub fn elements(&self) -> u64 {
+        self.entries.values().map(|e| u64::try_from(e.shape.iter().product::<usize>()).unwrap_or(u64::MAX)).sum()
+    }
+
     #[must_use]
     pub fn contains(&self, name: &str) -> bool {
         self.entries.contains_key(name)

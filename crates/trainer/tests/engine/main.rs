@@ -3,6 +3,7 @@
 #![expect(clippy::print_stdout, reason = "measured differences are worth seeing with --nocapture")]
 
 mod equal;
+mod estimate;
 mod kill;
 mod merge;
 mod model;

@@ -47,6 +47,13 @@ fn a_lora_run_lowers_both_losses_and_reports_every_step_once() {
     let evals = memory.metric(metric::EVAL_LOSS);
     assert_eq!(evals.iter().map(|(s, _)| *s).collect::<Vec<_>>(), (0..40).step_by(3).chain([40]).collect::<Vec<u64>>());
     assert!(summary.eval_loss.unwrap() < 0.6 * summary.initial_eval_loss.unwrap(), "{summary:?}");
+    let parts = [metric::DATA_SECONDS, metric::FORWARD_SECONDS, metric::BACKWARD_SECONDS, metric::OPTIMIZER_SECONDS]
+        .map(|name| memory.metric(name));
+    for (i, (step, seconds)) in memory.metric(metric::STEP_SECONDS).into_iter().enumerate() {
+        let sum: f64 = parts.iter().map(|p| p[i].1).sum();
+        assert!(parts.iter().all(|p| p[i].1 >= 0.0) && (sum - seconds).abs() < 1e-6, "step {step}: {sum} {seconds}");
+    }
+    assert!(memory.metric(metric::STALL_SECONDS)[3].1 > 0.0, "an evaluation and a checkpoint lie before step 4");
     assert_eq!(memory.metric(metric::LEARNING_RATE)[0].1, 0.0, "warm-up starts at zero, as in transformers");
     let plan = memory.events.iter().find_map(|e| match e {
         EventKind::Plan { total_steps, train_rows, eval_rows, trainable_parameters, .. } => {

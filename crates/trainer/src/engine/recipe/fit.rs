@@ -1,0 +1,103 @@
+//! Whether a run can fit into memory at all, from shapes: cheap, and asked before every training.
+
+use super::{count, float};
+use crate::engine::{
+    Setup, TrainError, memory,
+    model::CausalLm,
+    optim::{self},
+    weights::WeightFiles,
+};
+use wire::{config::Init, job::FailureCode};
+
+/// Bytes the parts of a run need at least.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Need {
+    /// Weights, data, and everything else there is before the first step.
+    loaded: u64,
+    gradients_and_moments: u64,
+    activations: u64,
+    /// Tokens of the largest batch.
+    tokens: usize,
+}
+
+impl Need {
+    fn check(self, available: u64) -> Result<(), TrainError> {
+        let Self { loaded, gradients_and_moments, activations, tokens } = self;
+        let needed = loaded.saturating_add(gradients_and_moments).saturating_add(activations);
+        if needed <= available {
+            return Ok(());
+        }
+        Err(TrainError::new(
+            FailureCode::TrainerOom,
+            format!(
+                "training needs at least {} of memory (model and data {}, gradients and moments {}, activations of {tokens} tokens {}) and {} are available; \
+                 lower per_device_train_batch_size or max_seq_length, set gradient_checkpointing, or choose a smaller model",
+                human(needed),
+                human(loaded),
+                human(gradients_and_moments),
+                human(activations),
+                human(available)
+            ),
+        ))
+    }
+}
+
+/// Refuses a model whose weights alone cannot fit, before they are loaded.
+pub(super) fn check_weights(setup: &Setup) -> Result<(), TrainError> {
+    if setup.config.init == Init::Random {
+        return Ok(());
+    }
+    let weights = WeightFiles::open_dir(&setup.model_dir)?;
+    match memory::available() {
+        Some(available) => Need { loaded: weights.elements().saturating_mul(4), ..NOTHING }.check(available),
+        None => Ok(()),
+    }
+}
+
+const NOTHING: Need = Need { loaded: 0, gradients_and_moments: 0, activations: 0, tokens: 0 };
+
+/// Refuses a run whose largest batch, of `tokens`, cannot fit. Everything is loaded by now.
+pub(super) fn check_batch(setup: &Setup, model: &dyn CausalLm, tokens: usize) -> Result<(), TrainError> {
+    let (Some(available), Some((loaded, _))) = (memory::available(), memory::resident()) else { return Ok(()) };
+    let t = &setup.config.training;
+    let elements = model.params().iter().map(|(_, v)| v.elem_count());
+    let state = elements.map(|n| 4_usize.saturating_mul(n).saturating_add(optim::Moments::bytes(t.optim, n)));
+    // What a projection puts out is kept for the backward pass; so is every block's input. With recomputation only
+    // the latter, and one block's share of the former.
+    let dims = model.dims();
+    let (layers, inputs) = (dims.layers.max(1), dims.layers.saturating_mul(dims.hidden));
+    let outputs: usize = model.linears().iter().map(|l| l.shape().0).sum();
+    let kept = inputs.saturating_add(if t.gradient_checkpointing { outputs / layers } else { outputs });
+    Need {
+        loaded,
+        gradients_and_moments: count(state.sum()),
+        activations: count(tokens.saturating_mul(kept).saturating_mul(4)),
+        tokens,
+    }
+    .check(available)
+}
+
+/// `1.5 GB`
+fn human(bytes: u64) -> String {
+    format!("{:.1} GB", float(bytes) / 1e9)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_fit_is_refused_with_the_numbers() {
+        let gb = 1_000_000_000;
+        let need = Need { loaded: 4 * gb, gradients_and_moments: gb, activations: 6 * gb, tokens: 8192 };
+        need.check(11 * gb).unwrap();
+        let error = need.check(8 * gb).unwrap_err();
+        assert_eq!(error.code, FailureCode::TrainerOom);
+        assert!(
+            error.message.starts_with(
+                "training needs at least 11.0 GB of memory (model and data 4.0 GB, gradients and moments 1.0 GB, activations of 8192 tokens 6.0 GB) and 8.0 GB are available; lower"
+            ),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,181 @@
+#!/usr/bin/env python3
+"""Compares `hone-trainer estimate` with what the run then used, over configurations of every kind.
+
+  scripts/bench_estimate.py [TRAINER] [OUT.md]    default: target/release/hone-trainer docs/benchmarks/estimate.md
+
+Every configuration is estimated, then run to its end, each in a process of its own on one thread. Memory is the
+peak of the run's resident set (wait4). Duration is wall time on an idle machine; on a busy one processor time tells
+more, so both are shown, the prediction scaled by the share of a core that the rehearsal got. Models have random
+weights and are made here; nothing is downloaded. Exits 1 when memory was underestimated, or overestimated by more
+than 15 %, or the duration is off by more than 20 %.
+"""
+
+import json
+import os
+import pathlib
+import random
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+TOKENIZER = ROOT / "crates/trainer/tests/fixtures/ref_lora/model"
+
+# hidden, layers, intermediate, heads, key/value heads, vocabulary, stored as
+MODELS = {
+    "tiny": (128, 4, 344, 4, 2, 512, "F32"),
+    "small": (256, 6, 688, 8, 4, 4096, "F32"),
+    "base": (512, 8, 1376, 8, 4, 8192, "BF16"),
+    "wide": (384, 4, 1024, 6, 6, 32000, "F32"),
+}
+# name: model, rows' largest length in characters, configuration, training section
+CASES = {
+    "LoRA, batch 4": ("small", 300, {}, {"max_steps": 60}),
+    "LoRA, batch 1": ("small", 300, {}, {"max_steps": 160, "per_device_train_batch_size": 1}),
+    "LoRA r 4 on q and v": ("small", 300, {"lora": {"r": 4, "target_modules": ["q_proj", "v_proj"]}}, {"max_steps": 60}),
+    "LoRA, packed": ("small", 120, {}, {"max_steps": 25, "packing": True}),
+    "LoRA, recomputed": ("small", 300, {}, {"max_steps": 50, "gradient_checkpointing": True}),
+    "LoRA, accumulated 4 times": ("tiny", 300, {}, {"max_steps": 60, "gradient_accumulation_steps": 4}),
+    "LoRA, dropout": ("small", 300, {"lora": {"lora_dropout": 0.1}}, {"max_steps": 50}),
+    "DoRA": ("small", 300, {"lora": {"use_dora": True}}, {"max_steps": 40}),
+    "LoRA, bf16 base, 8 layers of 512": ("base", 400, {}, {"max_steps": 16}),
+    "LoRA, long rows": ("small", 1500, {}, {"max_steps": 25, "max_seq_length": 1024}),
+    "LoRA, vocabulary 32,000": ("wide", 300, {}, {"max_steps": 40}),
+    "LoRA, evaluated often": ("tiny", 300, {}, {"max_steps": 150, "eval_steps": 15, "save_steps": 15}),
+    "full": ("small", 300, {"method": "full"}, {"max_steps": 40}),
+    "full, 8-bit moments": ("small", 300, {"method": "full"}, {"max_steps": 40, "optim": "adamw_8bit"}),
+    "full, bf16 base": ("base", 300, {"method": "full"}, {"max_steps": 10, "learning_rate": 1e-5}),
+}
+
+
+def tensors(hidden, layers, inner, heads, kv, vocab):
+    head = hidden // heads
+    yield "model.embed_tokens.weight", (vocab, hidden)
+    yield "model.norm.weight", (hidden,)
+    for i in range(layers):
+        block = f"model.layers.{i}"
+        for name, shape in {
+            "self_attn.q_proj": (hidden, hidden),
+            "self_attn.k_proj": (kv * head, hidden),
+            "self_attn.v_proj": (kv * head, hidden),
+            "self_attn.o_proj": (hidden, hidden),
+            "mlp.gate_proj": (inner, hidden),
+            "mlp.up_proj": (inner, hidden),
+            "mlp.down_proj": (hidden, inner),
+        }.items():
+            yield f"{block}.{name}.weight", shape
+        yield f"{block}.input_layernorm.weight", (hidden,)
+        yield f"{block}.post_attention_layernorm.weight", (hidden,)
+
+
+def make_model(where, hidden, layers, inner, heads, kv, vocab, dtype):
+    where.mkdir()
+    for f in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (where / f).write_bytes((TOKENIZER / f).read_bytes())
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv,
+        "vocab_size": vocab,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": True,
+        "torch_dtype": {"F32": "float32", "BF16": "bfloat16"}[dtype],
+    }
+    (where / "config.json").write_text(json.dumps(config))
+    size = {"F32": 4, "BF16": 2}[dtype]
+    pack = lambda x: struct.pack("<f", x)[4 - size :]
+    rng = random.Random(1)
+    noise = b"".join(pack(rng.gauss(0, 0.04)) for _ in range(99991))  # a prime, so that rows differ
+    header, data, offset = {}, [], 0
+    for name, shape in tensors(hidden, layers, inner, heads, kv, vocab):
+        n = 1
+        for d in shape:
+            n *= d
+        raw = pack(1.0) * n if len(shape) == 1 else (noise * (n * size // len(noise) + 1))[: n * size]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + n * size]}
+        offset += n * size
+        data.append(raw)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(where / "model.safetensors", "wb") as f:
+        f.write(struct.pack("<Q", len(text)) + text)
+        for raw in data:
+            f.write(raw)
+
+
+def make_data(path, longest):
+    rng = random.Random(2)
+    words = "the quick brown fox jumps over a lazy dog and then it rests".split()
+    say = lambda n: " ".join(rng.choice(words) for _ in range(max(1, n // 5)))
+    with open(path, "w") as f:
+        for _ in range(400):
+            n = rng.randint(longest // 8, longest)
+            chat = [{"role": "user", "content": say(n // 3)}, {"role": "assistant", "content": say(n - n // 3)}]
+            f.write(json.dumps({"messages": chat}) + "\n")
+
+
+def measure(command):
+    """Output, wall seconds, processor seconds, peak resident bytes."""
+    env = {"HONE_THREADS": "1", "PATH": os.environ["PATH"]}
+    began = time.monotonic()
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, text=True)
+    output, errors = child.stdout.read(), child.stderr.read()
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode:
+        sys.exit(f"{' '.join(command)}: {errors}")
+    return output, time.monotonic() - began, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
+
+
+def main():
+    trainer = str(pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "target/release/hone-trainer").resolve())
+    report = pathlib.Path(sys.argv[2]) if len(sys.argv) > 2 else ROOT / "docs/benchmarks/estimate.md"
+    lines, misses = [], 0
+    with tempfile.TemporaryDirectory() as tmp:
+        tmp = pathlib.Path(tmp)
+        for name, shape in MODELS.items():
+            make_model(tmp / name, *shape)
+        for number, (name, (model, longest, config, training)) in enumerate(CASES.items()):
+            work = tmp / str(number)
+            work.mkdir()
+            make_data(work / "data.jsonl", longest)
+            settings = {"save_steps": 0, "eval_steps": 0, "max_seq_length": 512} | training
+            (work / "config.json").write_text(json.dumps(config | {"training": settings}))
+            inputs = ["--config", str(work / "config.json"), "--model", str(tmp / model)]
+            inputs += ["--data", str(work / "data.jsonl")]
+            told, wall, cpu, _ = measure([trainer, "estimate", "--json", *inputs])
+            told, share = json.loads(told), min(1.0, cpu / wall)
+            _, took, used, peak = measure([trainer, "run", *inputs, "--out", str(work / "out")])
+            memory = told["peak_memory_bytes"] / peak
+            seconds, processor = told["total_seconds"] / took, told["total_seconds"] * share / used
+            good = 1.0 <= memory <= 1.15 and min(abs(seconds - 1), abs(processor - 1)) <= 0.2
+            misses += not good
+            mb = lambda b: f"{b / 1e6:.0f}"
+            row = [name, mb(told["peak_memory_bytes"]), mb(peak), f"{memory:.3f}", f"{told['total_seconds']:.1f}",
+                   f"{took:.1f}", f"{seconds:.2f}", f"{processor:.2f}", f"{told['rehearsal_seconds']:.1f}"]
+            lines.append("| " + " | ".join(row) + (" |" if good else " | ←"))
+            print(lines[-1], flush=True)
+    head = ["configuration", "MB said", "MB used", "ratio", "s said", "s took", "ratio", "ratio of processor time", "rehearsal s"]
+    load = " / ".join(f"{x:.1f}" for x in os.getloadavg())
+    report.write_text(
+        "# Pre-flight beside what runs used\n\n"
+        f"Made by `scripts/bench_estimate.py` on {time.strftime('%Y-%m-%d')}, one thread, {os.cpu_count()} cores, "
+        f"load average {load} (of which this is one).\n"
+        "Wanted: memory ratio within 1.00 … 1.15, duration within 20 %.\n\n"
+        + "| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|\n" + "\n".join(lines) + "\n"
+    )
+    print(f"{len(lines) - misses} of {len(lines)} within the limits; {report}")
+    sys.exit(1 if misses else 0)
+
+
+if __name__ == "__main__":
+    main()
