@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, clippy::as_conversions, reason = "tests fail loudly")]
 #![expect(clippy::print_stdout, reason = "measured differences are worth seeing with --nocapture")]
 
+mod architectures;
 mod equal;
 mod estimate;
 mod kill;

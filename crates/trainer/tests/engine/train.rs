@@ -336,6 +336,23 @@ fn unusable_models_are_refused_with_the_reason() {
     refuse(json!({"num_hidden_layers": 1}), "unexpected `model.layers.1.input_layernorm.weight`");
     refuse(json!({"intermediate_size": 64}), "`model.layers.0.mlp.gate_proj.weight` is [48, 32] instead of [64, 32]");
     refuse(json!({"num_attention_heads": 0}), "sizes do not fit together");
+    let of =
+        |architecture: &str, key: &str, value: serde_json::Value| json!({"architectures": [architecture], key: value});
+    refuse(of("MistralForCausalLM", "sliding_window", json!(0)), "sliding_window must be at least 1");
+    refuse(of("Qwen2ForCausalLM", "layer_types", json!(["full_attention"])), "layer_types has 1 entries for 2 layers");
+    refuse(
+        of("Gemma3ForCausalLM", "layer_types", json!(["full_attention", "chunked_attention"])),
+        "layer type `chunked_attention` is not supported; supported: full_attention, sliding_attention",
+    );
+    refuse(of("Gemma2ForCausalLM", "final_logit_softcapping", json!(-1)), "final_logit_softcapping must be a positive");
+    refuse(
+        of("Phi3ForCausalLM", "partial_rotary_factor", json!(0.1)),
+        "partial_rotary_factor 0.1 turns 0 of 8 channels",
+    );
+    refuse(
+        json!({"rope_scaling": {"type": "yarn", "factor": 2.0}}),
+        "rope_scaling of type `yarn` is not supported; supported: default, linear, llama3, longrope",
+    );
     let model = model_dir(dir.path(), json!({}));
     let weights = model.join("model.safetensors");
     let bytes = fs::read(&weights).unwrap();
