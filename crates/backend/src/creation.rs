@@ -127,6 +127,11 @@ fn check_fit(method: Method, format: DatasetFormat) -> Result<()> {
         (Method::Sft | Method::Full, DatasetFormat::Text) => {
             ("needs rows with answers to learn, and this dataset is plain text", "use `pretrain`")
         }
+        (Method::Dpo, DatasetFormat::PreferenceJsonl) => return Ok(()),
+        (Method::Dpo, _) => (
+            "`dpo` needs preference pairs, and this dataset has none",
+            "use a dataset with `prompt`, `chosen` and `rejected`",
+        ),
         (_, DatasetFormat::PreferenceJsonl) => ("this dataset holds preference pairs", "use `dpo`"),
         (_, DatasetFormat::LabelledJsonl) => ("this dataset holds labelled texts", "use `classification`"),
     };

@@ -68,24 +68,18 @@ pub fn token_losses(x: &Tensor, w: &Tensor, targets: &[u32], soft_cap: Option<f3
     const OP: &str = "token_losses";
     let plan = Plan::new(OP, x, w, targets, 1.0, soft_cap)?;
     let (x, w) = (prepare(OP, "x", x)?, prepare(OP, "w", w)?);
-    let need = Need { dx: false, dw: false };
-    let losses = with_data(OP, &x, |x| with_data(OP, &w, |w| plan.run(x, w, need).losses))??;
-    let mut all = vec![0.0; targets.len()];
-    for (&(row, _), loss) in plan.rows.iter().zip(losses) {
-        all[row] = loss;
-    }
-    Ok(all)
+    with_data(OP, &x, |x| with_data(OP, &w, |w| plan.token_losses(x, w)))?
 }
 
 /// Which gradients the forward pass computes.
 #[derive(Clone, Copy)]
-struct Need {
-    dx: bool,
-    dw: bool,
+pub(crate) struct Need {
+    pub(crate) dx: bool,
+    pub(crate) dw: bool,
 }
 
 /// Rows that count, and the sizes.
-struct Plan {
+pub(crate) struct Plan {
     rows: Vec<(usize, usize)>,
     n: usize,
     c: usize,
@@ -94,14 +88,21 @@ struct Plan {
     soft_cap: Option<f32>,
 }
 
-struct Outcome {
+pub(crate) struct Outcome {
     losses: Vec<f32>,
-    dx: Option<Vec<f32>>,
+    pub(crate) dx: Option<Vec<f32>>,
     dw: Option<Vec<f32>>,
 }
 
 impl Plan {
-    fn new(op: &str, x: &Tensor, w: &Tensor, targets: &[u32], denominator: f64, soft_cap: Option<f32>) -> Result<Self> {
+    pub(crate) fn new(
+        op: &str,
+        x: &Tensor,
+        w: &Tensor,
+        targets: &[u32],
+        denominator: f64,
+        soft_cap: Option<f32>,
+    ) -> Result<Self> {
         let (n, c, vocabulary) = check(op, x, w)?;
         if targets.len() != n {
             bail!("{op}: x has {n} rows but there are {} targets", targets.len());
@@ -123,10 +124,20 @@ impl Plan {
         Ok(Self { rows, n, c, vocabulary, denominator, soft_cap })
     }
 
-    fn run(&self, x: &[f32], w: &[f32], need: Need) -> Outcome {
+    /// Loss of every target, `N`; 0 where it is ignored.
+    pub(crate) fn token_losses(&self, x: &[f32], w: &[f32]) -> Vec<f32> {
+        let losses = self.run(x, w, Need { dx: false, dw: false }, &|_| 0.0).losses;
+        let mut all = vec![0.0; self.n];
+        for (&(row, _), loss) in self.rows.iter().zip(losses) {
+            all[row] = loss;
+        }
+        all
+    }
+
+    /// Losses, and the gradients of `Σ factor(row) · loss(row)` that are needed.
+    pub(crate) fn run(&self, x: &[f32], w: &[f32], need: Need, factor: &(dyn Fn(usize) -> f32 + Sync)) -> Outcome {
         let (c, v) = (self.c, self.vocabulary);
         let weight = Mat::new(w, c);
-        let inverse = (1.0 / self.denominator) as f32;
         let chunk_rows = (CHUNK_BYTES / (4 * v)).clamp(16, 4096).min(self.rows.len().max(1));
         let (mut logits, mut xs) = (vec![0.0; chunk_rows * v], vec![0.0; chunk_rows * c]);
         let mut dxs = if need.dx { vec![0.0; chunk_rows * c] } else { Vec::new() };
@@ -144,7 +155,9 @@ impl Plan {
             let of_chunk: Vec<f32> = logits
                 .par_chunks_exact_mut(v)
                 .zip(rows)
-                .map(|(logits, &(_, target))| row_loss(logits, target, self.soft_cap, with_gradient.then_some(inverse)))
+                .map(|(logits, &(row, target))| {
+                    row_loss(logits, target, self.soft_cap, with_gradient.then(|| factor(row)))
+                })
                 .collect();
             losses.extend(of_chunk);
             let dlogits = Mat::new(logits, v);
@@ -205,7 +218,8 @@ struct LinearCrossEntropy {
 
 impl LinearCrossEntropy {
     fn forward(&self, x: &[f32], w: &[f32]) -> Result<(CpuStorage, Shape)> {
-        let Outcome { losses, dx, dw } = self.plan.run(x, w, self.need);
+        let inverse = (1.0 / self.plan.denominator) as f32;
+        let Outcome { losses, dx, dw } = self.plan.run(x, w, self.need, &|_| inverse);
         let dx = dx.map(|dx| tensor(dx, (self.plan.n, self.plan.c))).transpose()?;
         let dw = dw.map(|dw| tensor(dw, (self.plan.vocabulary, self.plan.c))).transpose()?;
         if self.gradients.set((dx, dw)).is_err() {

@@ -3,8 +3,10 @@
 //! [`TrainingConfig::from_value`] is the only way in: it reports every unknown key (with a
 //! suggestion), every wrong type and every value out of range at once, each with its path.
 
+mod dpo;
 mod lora;
 
+pub use dpo::{DpoConfig, DpoLoss};
 pub use lora::{ALL_LINEAR, LoraConfig, TargetModules};
 
 use crate::problem::{Code, FieldError, Problem, near};
@@ -22,6 +24,16 @@ pub enum Method {
     Full,
     /// Causal language modelling on every token, all weights.
     Pretrain,
+    /// Direct preference optimisation of a LoRA adapter on pairs of answers.
+    Dpo,
+}
+
+impl Method {
+    /// Whether an adapter is trained rather than the weights.
+    #[must_use]
+    pub const fn trains_adapter(self) -> bool {
+        matches!(self, Self::Sft | Self::Dpo)
+    }
 }
 
 /// Where the weights start.
@@ -84,6 +96,8 @@ pub struct TrainingParams {
     pub shuffle: bool,
     /// Fill sequences with several rows (attention stays within a row).
     pub packing: bool,
+    /// Put rows of about the same length into a step.
+    pub group_by_length: bool,
     /// Evaluate every this many steps and at the start and end; `0` only at the start and end.
     pub eval_steps: u64,
     /// Checkpoint every this many steps; `0` only at the end.
@@ -122,6 +136,7 @@ impl Default for TrainingParams {
             seed: 42,
             shuffle: true,
             packing: false,
+            group_by_length: false,
             eval_steps: 50,
             save_steps: 50,
             save_total_limit: 2,
@@ -150,6 +165,7 @@ pub struct TrainingConfig {
     pub method: Method,
     pub init: Init,
     pub lora: LoraConfig,
+    pub dpo: DpoConfig,
     pub training: TrainingParams,
 }
 
@@ -213,6 +229,7 @@ impl TrainingConfig {
         require(!self.model.is_empty(), "model", "is required: the name of a base model".into());
         require(!self.dataset.is_empty(), "dataset", "is required: the name of a dataset".into());
         self.lora.check(&mut require);
+        self.dpo.check(&mut require);
         let t = &self.training;
         require(
             t.num_train_epochs > 0.0 && t.num_train_epochs <= 10_000.0,
@@ -292,12 +309,27 @@ impl TrainingConfig {
         );
         require(t.save_total_limit >= 1, "training.save_total_limit", "must be at least 1".into());
         require(
-            self.lora.init_from.is_none() || self.method == Method::Sft,
-            "lora.init_from",
-            "needs `method: sft`; other methods train no adapter".into(),
+            self.method == Method::Dpo || self.dpo == DpoConfig::default(),
+            "dpo",
+            "needs `method: dpo`; other methods have no use for it".into(),
         );
         require(
-            self.init == Init::Pretrained || self.method != Method::Sft,
+            !(t.packing && self.method == Method::Dpo),
+            "training.packing",
+            "does not go with `method: dpo`: the two answers of a pair stay together".into(),
+        );
+        require(
+            !(t.packing && t.group_by_length),
+            "training.group_by_length",
+            "does not go with `training.packing`, which makes all sequences about as long".into(),
+        );
+        require(
+            self.lora.init_from.is_none() || self.method == Method::Sft,
+            "lora.init_from",
+            "needs `method: sft`; other methods train no adapter, or need the base model as it is for a reference (`dpo`: merge the adapter first)".into(),
+        );
+        require(
+            self.init == Init::Pretrained || !self.method.trains_adapter(),
             "init",
             "`random` needs `method: full` or `method: pretrain`: an adapter on random weights is useless".into(),
         );
@@ -371,6 +403,37 @@ mod tests {
                 "training.learning_rat: is not a configuration key did you mean `training.learning_rate`?",
                 "traning: is not a configuration key did you mean `training`?"
             ]
+        );
+    }
+
+    #[test]
+    fn refuses_what_does_not_go_together() {
+        let of = |rest: &str| errors(&format!("model: a\ndataset: b\n{rest}\n"));
+        assert!(of("method: dpo\ndpo: {beta: 0.3, loss_type: ipo}").is_empty());
+        assert!(of("method: dpo\ndpo: {loss_type: robust, label_smoothing: 0.1}").is_empty());
+        assert_eq!(of("dpo: {beta: 0.3}"), ["dpo: needs `method: dpo`; other methods have no use for it"]);
+        assert_eq!(
+            of("method: dpo\ndpo: {beta: 0, label_smoothing: 0.1}"),
+            [
+                "dpo.beta: must be a positive number, not 0",
+                "dpo.label_smoothing: needs `dpo.loss_type: robust`; the other losses do not know it"
+            ]
+        );
+        assert_eq!(
+            of("method: dpo\ninit: random\ntraining: {packing: true}"),
+            [
+                "training.packing: does not go with `method: dpo`: the two answers of a pair stay together",
+                "init: `random` needs `method: full` or `method: pretrain`: an adapter on random weights is useless"
+            ]
+        );
+        assert_eq!(
+            of("training: {packing: true, group_by_length: true}"),
+            ["training.group_by_length: does not go with `training.packing`, which makes all sequences about as long"]
+        );
+        assert_eq!(of("method: dpo\nlora: {init_from: c}").len(), 1);
+        assert_eq!(
+            of("method: dpo\ndpo: {losstype: ipo}"),
+            ["dpo.losstype: is not a configuration key did you mean `dpo.loss_type`?"]
         );
     }
 

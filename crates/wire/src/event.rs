@@ -104,6 +104,18 @@ pub mod metric {
     pub const MEMORY_BYTES: &str = "memory_bytes";
     /// Tokens trained on since the job began.
     pub const TOKENS_SEEN: &str = "tokens_seen";
+    /// DPO, means over pairs, by TRL's names: `β (log π − log π_ref)` of the preferred answer …
+    pub const REWARDS_CHOSEN: &str = "rewards/chosen";
+    /// … and of the other one.
+    pub const REWARDS_REJECTED: &str = "rewards/rejected";
+    /// Share of the pairs whose preferred answer has the higher reward.
+    pub const REWARDS_ACCURACIES: &str = "rewards/accuracies";
+    /// Difference of the two rewards.
+    pub const REWARDS_MARGINS: &str = "rewards/margins";
+    /// Log-probability of the whole preferred answer …
+    pub const LOGPS_CHOSEN: &str = "logps/chosen";
+    /// … and of the other one.
+    pub const LOGPS_REJECTED: &str = "logps/rejected";
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]

@@ -93,9 +93,13 @@ async fn every_error_of_a_configuration_is_reported_with_its_path() {
     - model: is required: the name of a base model
     - dataset: is required: the name of a dataset
     ");
+    assert_snapshot!(create(with(json!({"method": "grpo"}))).await, @r"
+    422 INVALID: training configuration: method: unknown variant `grpo`, expected one of `sft`, `full`, `pretrain`, `dpo`
+    - method: unknown variant `grpo`, expected one of `sft`, `full`, `pretrain`, `dpo`
+    ");
     assert_snapshot!(create(with(json!({"method": "dpo"}))).await, @r"
-    422 INVALID: training configuration: method: unknown variant `dpo`, expected one of `sft`, `full`, `pretrain`
-    - method: unknown variant `dpo`, expected one of `sft`, `full`, `pretrain`
+    422 INVALID: training configuration: method: `dpo` needs preference pairs, and this dataset has none; use a dataset with `prompt`, `chosen` and `rejected`
+    - method: `dpo` needs preference pairs, and this dataset has none (use a dataset with `prompt`, `chosen` and `rejected`)
     ");
     assert_snapshot!(create(with(json!({"name": "n".repeat(300)}))).await, @"422 INVALID: name: must have at most 200 characters");
     let unknown = app.post("/training/jobs", &json!({"config": config(), "priority": 1})).await;

@@ -1,7 +1,7 @@
 use crate::harness::{check, close, frozen, noise, trained};
 use crate::linear::times;
 use candle_core::{Device, Tensor, Var};
-use kernels::{IGNORE, linear_cross_entropy, linear_cross_entropy_trainable, token_losses};
+use kernels::{IGNORE, linear_cross_entropy, linear_cross_entropy_trainable, linear_log_probs, token_losses};
 
 const TOLERANCE: f64 = 5e-6;
 
@@ -87,5 +87,23 @@ fn a_broken_activation_makes_the_loss_nan() {
         let w = Tensor::from_vec(noise(2, 60), (20, 3), &Device::Cpu).unwrap();
         let loss = linear_cross_entropy(&x, &w, &[1, 2, 3, 4], 4.0, None).unwrap();
         assert!(loss.to_scalar::<f32>().unwrap().is_nan(), "{bad} was swallowed");
+    }
+}
+
+#[test]
+fn log_probabilities_match_and_each_has_its_own_gradient() {
+    for (n, c, v, cap) in [(1, 1, 1, None), (4, 5, 3, None), (31, 8, 50, Some(2.5)), (130, 16, 33, None)] {
+        let targets = some_targets(n, v);
+        let inputs = [trained("x", &[n, c]).around(0.0, 2.0), frozen("w", &[v, c])];
+        let naive = |x: &[Vec<f64>]| {
+            let logits = times(&x[0], &x[1], c);
+            let capped = logits.iter().map(|l| cap.map_or(*l, |cap: f64| cap * (l / cap).tanh())).collect::<Vec<_>>();
+            let row = |(logits, &target): (&[f64], &u32)| match target {
+                IGNORE => 0.0,
+                target => logits[target as usize] - logits.iter().map(|l| l.exp()).sum::<f64>().ln(),
+            };
+            capped.chunks(v).zip(&targets).map(row).collect()
+        };
+        check(&inputs, TOLERANCE, &|t| linear_log_probs(&t[0], &t[1], &targets, cap.map(|c| c as f32)), &naive);
     }
 }

@@ -1,5 +1,5 @@
 use crate::harness::{check, frozen, trained};
-use kernels::{RopeTable, Segments, add_bias, geglu, rms_norm, rms_norm_trainable, rope, swiglu};
+use kernels::{RopeTable, Segments, add_bias, geglu, gelu, layer_norm, rms_norm, rms_norm_trainable, rope, swiglu};
 
 const TOLERANCE: f64 = 3e-6;
 
@@ -111,4 +111,46 @@ fn positions_restart_at_every_sequence() {
     assert_eq!(segments.positions(), [0, 1, 2, 0, 0, 1]);
     assert_eq!((segments.tokens(), segments.count()), (6, 3));
     assert_eq!(segments.ranges().collect::<Vec<_>>(), [0..3, 3..4, 4..6]);
+}
+
+fn naive_layer_norm(x: &[f64], w: &[f64], b: &[f64], eps: f64) -> Vec<f64> {
+    let row = |x: &[f64]| {
+        let n = x.len() as f64;
+        let mean = x.iter().sum::<f64>() / n;
+        let r = 1.0 / (x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n + eps).sqrt();
+        x.iter().zip(w).zip(b).map(|((x, w), b)| (x - mean) * r * w + b).collect::<Vec<_>>()
+    };
+    x.chunks(w.len()).flat_map(row).collect()
+}
+
+#[test]
+fn layer_norm_matches_and_trains_what_is_tracked() {
+    // Two channels would be ±1 whatever they are: a gradient of zero.
+    for (n, c) in [(1, 3), (3, 5), (7, 64), (150, 17)] {
+        let naive = |v: &[Vec<f64>]| naive_layer_norm(&v[0], &v[1], &v[2], 1e-5);
+        let inputs = [trained("x", &[n, c]).around(0.3, 1.0), trained("w", &[c]).around(1.0, 0.5), trained("b", &[c])];
+        check(&inputs, TOLERANCE, &|t| layer_norm(&t[0], &t[1], &t[2], 1e-5), &naive);
+        let inputs = [trained("x", &[n, c]), frozen("w", &[c]).around(1.0, 0.5), frozen("b", &[c])];
+        check(&inputs, TOLERANCE, &|t| layer_norm(&t[0], &t[1].detach(), &t[2].detach(), 1e-5), &naive);
+        let inputs = [trained("x", &[n, c]), frozen("w", &[c]).around(1.0, 0.5), trained("b", &[c])];
+        check(&inputs, TOLERANCE, &|t| layer_norm(&t[0], &t[1].detach(), &t[2], 1e-5), &naive);
+    }
+}
+
+/// Includes values whose tail of the normal distribution is far below what f32 holds.
+#[test]
+fn gelu_matches() {
+    // Φ by Simpson's rule over the density, from 0.
+    let phi = |x: f64| {
+        let density = |t: f64| (-0.5 * t * t).exp() / (2.0 * std::f64::consts::PI).sqrt();
+        let (n, x) = (2000, x.clamp(-9.0, 9.0));
+        let h = x / f64::from(n);
+        let weight = |i: i32| if i % 2 == 1 { 4.0 } else { 2.0 };
+        let inner: f64 = (1..n).map(|i| weight(i) * density(f64::from(i) * h)).sum();
+        0.5 + h / 3.0 * (density(0.0) + inner + density(x))
+    };
+    for (n, f, spread) in [(1, 1, 1.0), (3, 5, 3.0), (9, 7, 8.0), (4, 3, 150.0)] {
+        let inputs = [trained("x", &[n, f]).around(0.0, spread)];
+        check(&inputs, TOLERANCE, &|t| gelu(&t[0]), &|v| v[0].iter().map(|x| x * phi(*x)).collect());
+    }
 }

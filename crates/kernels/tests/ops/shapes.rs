@@ -3,8 +3,9 @@
 use crate::harness::{noise, values};
 use candle_core::{DType, Device, Result, Tensor};
 use kernels::{
-    AttentionShape, IGNORE, RopeTable, Segments, add_bias, attention, geglu, linear, linear_cross_entropy,
-    linear_trainable, lora_linear, rms_norm, rms_norm_trainable, rope, swiglu, token_losses,
+    AttentionShape, IGNORE, RopeTable, Segments, add_bias, attention, geglu, gelu, layer_norm, linear,
+    linear_cross_entropy, linear_log_probs, linear_trainable, lora_linear, rms_norm, rms_norm_trainable, rope, swiglu,
+    token_losses,
 };
 
 fn t(rows: usize, cols: usize) -> Tensor {
@@ -31,6 +32,9 @@ fn shape_errors_name_the_op_and_the_shapes() {
     fails(lora_linear(&t(2, 3), &t(4, 3), &t(2, 4), &t(4, 2), 1.0), &["lora_linear", "[2, 4]", "(r, 3)"]);
     fails(rms_norm(&t(2, 3), &v(4), 1e-5), &["rms_norm", "[2, 3]", "[4]"]);
     fails(rms_norm_trainable(&t(2, 3), &v(4), 1e-5), &["rms_norm_trainable", "[2, 3]", "[4]"]);
+    fails(layer_norm(&t(2, 3), &v(3), &v(4), 1e-5), &["layer_norm", "[2, 3]", "[4]"]);
+    fails(gelu(&v(3)), &["gelu", "[3]"]);
+    fails(linear_log_probs(&t(2, 3), &t(5, 3), &[0], None), &["linear_log_probs", "1 targets"]);
     fails(swiglu(&t(2, 3), &t(3, 2)), &["swiglu", "[2, 3]", "[3, 2]"]);
     fails(geglu(&t(2, 3), &t(2, 4)), &["geglu", "[2, 3]", "[2, 4]"]);
     fails(add_bias(&t(2, 3), &v(2)), &["add_bias", "[2, 3]", "[2]"]);

@@ -141,13 +141,14 @@ fn plain(value: &impl serde::Serialize) -> String {
 
 fn model_card(setup: &Setup, summary: &Summary) -> String {
     let TrainingConfig { method, lora, training: t, dataset, name, .. } = &setup.config;
-    let adapter = *method == Method::Sft;
+    let adapter = method.trains_adapter();
     let base = format!("{}@{}", setup.model_name, setup.model_revision);
     let title = name.clone().unwrap_or_else(|| format!("{} on {dataset}", setup.model_name));
     let library = if adapter { "peft" } else { "transformers" };
     let tag = if adapter { "lora" } else { "full" };
     let what = match method {
         Method::Sft => "A LoRA adapter, trained by supervised fine-tuning",
+        Method::Dpo => "A LoRA adapter, trained by direct preference optimisation",
         Method::Full => "All weights, trained by supervised fine-tuning",
         Method::Pretrain => "All weights, trained by causal language modelling",
     };
@@ -186,6 +187,11 @@ fn model_card(setup: &Setup, summary: &Summary) -> String {
         if let Some(from) = &lora.init_from {
             row("init_from", from);
         }
+    }
+    if *method == Method::Dpo {
+        row("beta", &setup.config.dpo.beta);
+        row("loss_type", &json!(setup.config.dpo.loss_type).as_str().unwrap_or_default());
+        row("label_smoothing", &setup.config.dpo.label_smoothing);
     }
     row("learning_rate", &t.learning_rate);
     row("lr_scheduler_type", &plain(&t.lr_scheduler_type));

@@ -1,12 +1,17 @@
 //! Rows to batches: tokenized once, then cut into the micro-batches of every optimizer step by a pure
 //! function of (seed, step), so that a resumed run sees exactly what it would have seen.
 
+mod sampler;
+
+pub use sampler::{Sampler, SamplerOptions};
+
 use super::{TrainError, model::Pass, rng::Key};
 use dataset::{DatasetFormat, Encoder, LossOn, ReadError, Row, Rows, Sequence};
 use kernels::{IGNORE, Segments};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::{fs::File, ops::Range, path::Path};
+use wire::config::Method;
 
 /// Rows tokenized at a time.
 const CHUNK: usize = 1024;
@@ -19,6 +24,8 @@ pub struct Corpus {
     /// Top bit: whether predicting this token carries loss.
     tokens: Vec<u32>,
     rows: Vec<Range<usize>>,
+    /// Preference pairs: where in `tokens` each row's second answer begins; else empty.
+    seconds: Vec<usize>,
     /// Rows that were cut to the maximum length.
     pub truncated: u64,
     /// Rows left out because nothing in them carries loss (after cutting).
@@ -55,12 +62,13 @@ impl Corpus {
                 return Ok(());
             }
             let encoded: Vec<_> = chunk.par_iter().map(|row| encoder.encode_row(row, loss)).collect();
-            for (number, sequences) in (first..).zip(encoded) {
+            for ((number, row), sequences) in (first..).zip(&chunk).zip(encoded) {
                 let sequences = sequences.map_err(|e| {
                     TrainError::data(format!("{name}: row {number} cannot be tokenized: {e}")).caused_by(e)
                 })?;
-                for sequence in sequences {
-                    self.push(&sequence, vocab)?;
+                match (row, sequences.as_slice()) {
+                    (Row::Preference(_), [chosen, rejected]) => self.push_pair(chosen, rejected, vocab)?,
+                    (_, sequences) => sequences.iter().try_for_each(|s| self.push(s, vocab))?,
                 }
             }
             first = first.saturating_add(u64::try_from(chunk.len()).unwrap_or(u64::MAX));
@@ -72,22 +80,42 @@ impl Corpus {
     /// # Errors
     /// `ModelCorrupt` for a token outside the model's vocabulary.
     pub fn push(&mut self, sequence: &Sequence, vocab: usize) -> Result<(), TrainError> {
-        if let Some(token) = sequence.tokens.iter().find(|t| usize::try_from(**t).is_ok_and(|t| t >= vocab)) {
-            return Err(TrainError::model(format!(
-                "the tokenizer gives token {token}, but the model's vocabulary has {vocab} entries: they do not belong together"
-            )));
-        }
+        check_vocabulary(sequence, vocab)?;
         self.truncated = self.truncated.saturating_add(u64::from(sequence.cut > 0));
         if sequence.trained_count() == 0 {
             self.without_loss = self.without_loss.saturating_add(1);
             return Ok(());
         }
         let start = self.tokens.len();
+        self.append(sequence);
+        self.rows.push(start..self.tokens.len());
+        Ok(())
+    }
+
+    /// Adds a preference pair as one row. A pair with an answer of which nothing is left after cutting is left out.
+    ///
+    /// # Errors
+    /// `ModelCorrupt` for a token outside the model's vocabulary.
+    pub fn push_pair(&mut self, chosen: &Sequence, rejected: &Sequence, vocab: usize) -> Result<(), TrainError> {
+        check_vocabulary(chosen, vocab)?;
+        check_vocabulary(rejected, vocab)?;
+        self.truncated = self.truncated.saturating_add(u64::from(chosen.cut > 0 || rejected.cut > 0));
+        if chosen.trained_count() == 0 || rejected.trained_count() == 0 {
+            self.without_loss = self.without_loss.saturating_add(1);
+            return Ok(());
+        }
+        let start = self.tokens.len();
+        self.append(chosen);
+        self.seconds.push(self.tokens.len());
+        self.append(rejected);
+        self.rows.push(start..self.tokens.len());
+        Ok(())
+    }
+
+    fn append(&mut self, sequence: &Sequence) {
         let marked =
             sequence.tokens.iter().zip(&sequence.trained).map(|(t, trained)| if *trained { t | TRAINED } else { *t });
         self.tokens.extend(marked);
-        self.rows.push(start..self.tokens.len());
-        Ok(())
     }
 
     #[must_use]
@@ -102,6 +130,15 @@ impl Corpus {
 
     fn row(&self, index: usize) -> &[u32] {
         self.rows.get(index).and_then(|r| self.tokens.get(r.clone())).unwrap_or_default()
+    }
+
+    /// The sequences of a row: both answers of a pair, preferred first; else one.
+    fn sequences(&self, index: usize) -> impl Iterator<Item = &[u32]> {
+        let row = self.row(index);
+        let start = self.rows.get(index).map_or(0, |r| r.start);
+        let first = self.seconds.get(index).map_or(row.len(), |second| second.saturating_sub(start));
+        let (first, second) = row.split_at(first.min(row.len()));
+        [first, second].into_iter().filter(|s| !s.is_empty())
     }
 
     /// Tokens of the given rows.
@@ -120,6 +157,9 @@ impl Corpus {
                 hash.update(token.to_le_bytes());
             }
         }
+        for second in &self.seconds {
+            hash.update(second.to_le_bytes());
+        }
         hex::encode(hash.finalize())
     }
 
@@ -131,8 +171,7 @@ impl Corpus {
         let mut tokens = Vec::new();
         let mut targets = Vec::new();
         let mut lengths = Vec::with_capacity(rows.len());
-        for row in rows {
-            let marked = self.row(*row);
+        for marked in rows.iter().flat_map(|row| self.sequences(*row)) {
             lengths.push(marked.len());
             tokens.extend(marked.iter().map(|t| t & !TRAINED));
             // The target at a position is the next token, if that one carries loss.
@@ -141,6 +180,15 @@ impl Corpus {
         }
         let segments = Segments::from_lengths(&lengths)?;
         Ok(Batch { tokens, targets, positions: segments.positions(), segments })
+    }
+}
+
+fn check_vocabulary(sequence: &Sequence, vocab: usize) -> Result<(), TrainError> {
+    match sequence.tokens.iter().find(|t| usize::try_from(**t).is_ok_and(|t| t >= vocab)) {
+        None => Ok(()),
+        Some(token) => Err(TrainError::model(format!(
+            "the tokenizer gives token {token}, but the model's vocabulary has {vocab} entries: they do not belong together"
+        ))),
     }
 }
 
@@ -172,6 +220,15 @@ impl Batch {
         self.targets.iter().filter(|t| **t != IGNORE).count()
     }
 
+    /// What the loss is a mean over: pairs of answers, else tokens that carry loss.
+    #[must_use]
+    pub fn loss_units(&self, method: Method) -> usize {
+        match method {
+            Method::Dpo => self.segments.count() / 2,
+            Method::Sft | Method::Full | Method::Pretrain => self.target_count(),
+        }
+    }
+
     /// A pass over this batch without gradients and dropout.
     #[must_use]
     pub fn pass(&self) -> Pass {
@@ -183,101 +240,6 @@ impl Batch {
             dropout: None,
         }
     }
-}
-
-/// How rows become steps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SamplerOptions {
-    /// Rows (packed: sequences) per micro-batch.
-    pub batch: usize,
-    /// Micro-batches per step.
-    pub accumulation: usize,
-    pub shuffle: bool,
-    /// Pack rows into sequences of at most this many tokens.
-    pub pack_into: Option<usize>,
-    pub seed: u64,
-}
-
-/// Cuts an epoch into steps as `transformers.Trainer` does: micro-batches never cross epochs, and the last
-/// step of an epoch may have fewer of them.
-#[derive(Debug, Clone)]
-pub struct Sampler {
-    /// Rows that belong together: one, or those packed into one sequence.
-    units: Vec<Vec<usize>>,
-    options: SamplerOptions,
-    order: Option<(u64, Vec<usize>)>,
-}
-
-impl Sampler {
-    /// A sampler over `rows` of `corpus`.
-    #[must_use]
-    pub fn new(corpus: &Corpus, rows: &[usize], options: SamplerOptions) -> Self {
-        let units = match options.pack_into {
-            None => rows.iter().map(|r| vec![*r]).collect(),
-            Some(limit) => {
-                let order = Key::new(options.seed, "packing").permutation(rows.len());
-                let mixed: Vec<usize> = if options.shuffle {
-                    order.iter().filter_map(|i| rows.get(*i).copied()).collect()
-                } else {
-                    rows.to_vec()
-                };
-                pack(&mixed, |row| corpus.row(row).len(), limit)
-            }
-        };
-        Self { units, options, order: None }
-    }
-
-    /// Optimizer steps in one epoch, at least 1.
-    #[must_use]
-    pub fn steps_per_epoch(&self) -> u64 {
-        let micro = self.units.len().div_ceil(self.options.batch.max(1));
-        u64::try_from(micro.div_ceil(self.options.accumulation.max(1))).unwrap_or(u64::MAX).max(1)
-    }
-
-    /// Rows of every micro-batch of the optimizer step with 0-based index `step`.
-    pub fn step(&mut self, step: u64) -> Vec<Vec<usize>> {
-        let per_epoch = self.steps_per_epoch();
-        let (epoch, index) = (step / per_epoch, usize::try_from(step % per_epoch).unwrap_or(usize::MAX));
-        if self.order.as_ref().is_none_or(|(e, _)| *e != epoch) {
-            let n = self.units.len();
-            let order = if self.options.shuffle {
-                Key::new(self.options.seed, "shuffle").at(epoch).permutation(n)
-            } else {
-                (0..n).collect()
-            };
-            self.order = Some((epoch, order));
-        }
-        let order = self.order.as_ref().map(|(_, o)| o.as_slice()).unwrap_or_default();
-        let accumulation = self.options.accumulation.max(1);
-        order
-            .chunks(self.options.batch.max(1))
-            .skip(index.saturating_mul(accumulation))
-            .take(accumulation)
-            .map(|units| units.iter().filter_map(|u| self.units.get(*u)).flatten().copied().collect())
-            .collect()
-    }
-}
-
-/// First fit over a bounded number of open sequences: near-optimal for many short rows, and linear.
-fn pack(rows: &[usize], length: impl Fn(usize) -> usize, limit: usize) -> Vec<Vec<usize>> {
-    const OPEN: usize = 64;
-    let mut open: Vec<(usize, Vec<usize>)> = Vec::new();
-    let mut done = Vec::new();
-    for row in rows {
-        let n = length(*row);
-        if let Some((used, bin)) = open.iter_mut().find(|(used, _)| used.saturating_add(n) <= limit) {
-            *used = used.saturating_add(n);
-            bin.push(*row);
-            continue;
-        }
-        if open.len() >= OPEN {
-            let fullest = open.iter().enumerate().max_by_key(|(_, (used, _))| *used).map_or(0, |(i, _)| i);
-            done.push(open.remove(fullest).1);
-        }
-        open.push((n, vec![*row]));
-    }
-    done.extend(open.into_iter().map(|(_, bin)| bin));
-    done
 }
 
 /// Splits row numbers into training and held-out ones: `share` of them, at least one if there are two.
@@ -319,7 +281,7 @@ pub fn by_tokens(corpus: &Corpus, rows: &[usize], limit: usize) -> Vec<Vec<usize
 mod tests {
     use super::*;
 
-    fn corpus(lengths: &[usize]) -> Corpus {
+    pub(in crate::engine::data) fn corpus(lengths: &[usize]) -> Corpus {
         let mut corpus = Corpus::default();
         for n in lengths {
             let tokens: Vec<u32> = (0..u32::try_from(*n).unwrap()).collect();
@@ -327,9 +289,6 @@ mod tests {
         }
         corpus
     }
-
-    const OPTIONS: SamplerOptions =
-        SamplerOptions { batch: 2, accumulation: 2, shuffle: true, pack_into: None, seed: 1 };
 
     #[test]
     fn targets_are_the_next_tokens_within_a_row() {
@@ -354,29 +313,21 @@ mod tests {
     }
 
     #[test]
-    fn an_epoch_sees_every_row_once_and_epochs_differ() {
-        let corpus = corpus(&[3; 11]);
-        let rows: Vec<usize> = (0..11).collect();
-        let mut sampler = Sampler::new(&corpus, &rows, OPTIONS);
-        assert_eq!(sampler.steps_per_epoch(), 3);
-        let mut epoch =
-            |first: u64| -> Vec<usize> { (first..first + 3).flat_map(|s| sampler.step(s)).flatten().collect() };
-        let (a, b) = (epoch(0), epoch(3));
-        assert_ne!(a, b);
-        for mut order in [a, b] {
-            order.sort_unstable();
-            assert_eq!(order, rows);
-        }
-        assert_eq!(sampler.step(2), Sampler::new(&corpus, &rows, OPTIONS).step(2), "a step is a function of its index");
-    }
-
-    #[test]
-    fn packing_fills_sequences_without_splitting_rows() {
-        let lengths = [7, 3, 5, 5, 2, 8, 1];
-        let corpus = corpus(&lengths);
-        let rows: Vec<usize> = (0..lengths.len()).collect();
-        let sampler = Sampler::new(&corpus, &rows, SamplerOptions { pack_into: Some(10), shuffle: false, ..OPTIONS });
-        assert_eq!(sampler.units, [vec![0, 1], vec![2, 3], vec![4, 5], vec![6]]);
+    fn a_pair_is_one_row_of_two_sequences() {
+        let sequence = |tokens: &[u32], prompt: usize| Sequence {
+            tokens: tokens.to_vec(),
+            trained: (0..tokens.len()).map(|i| i >= prompt).collect(),
+            cut: 0,
+        };
+        let mut corpus = Corpus::default();
+        corpus.push_pair(&sequence(&[1, 2, 3], 2), &sequence(&[1, 2, 4, 5], 2), 10).unwrap();
+        corpus.push_pair(&sequence(&[1, 2], 2), &sequence(&[1, 2, 4], 2), 10).unwrap();
+        corpus.push_pair(&sequence(&[6, 7], 1), &sequence(&[6, 8], 1), 10).unwrap();
+        assert_eq!((corpus.len(), corpus.without_loss, corpus.tokens_in(&[0, 1])), (2, 1, 11));
+        let batch = corpus.batch(&[1, 0]).unwrap();
+        assert_eq!(batch.tokens, [6, 7, 6, 8, 1, 2, 3, 1, 2, 4, 5]);
+        assert_eq!(batch.targets, [7, IGNORE, 8, IGNORE, IGNORE, 3, IGNORE, IGNORE, 4, 5, IGNORE]);
+        assert_eq!(batch.segments.ranges().map(|r| r.len()).collect::<Vec<_>>(), [2, 2, 3, 4]);
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub mod artifacts;
 pub mod best;
 pub mod checkpoint;
 pub mod data;
+pub mod dpo;
 pub mod dropout;
 pub mod error;
 pub mod files;

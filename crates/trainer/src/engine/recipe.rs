@@ -9,6 +9,7 @@ use super::{
     Control, Observer, Outcome, Setup, TrainError, artifacts,
     checkpoint::{self, Kind, State, StepMetrics},
     data::{self, Corpus, Sampler, SamplerOptions},
+    dpo,
     dropout::Dropout,
     memory,
     model::{self, BuildOptions, CausalLm},
@@ -126,7 +127,7 @@ impl<'a> Run<'a> {
     fn set_up(setup: &'a Setup, observer: &'a mut dyn Observer) -> Result<Self, Halt> {
         let config = &setup.config;
         let t = &config.training;
-        let adapter = config.method == Method::Sft;
+        let adapter = config.method.trains_adapter();
         let options = BuildOptions {
             train_weights: !adapter,
             random: (config.init == Init::Random).then_some(t.seed),
@@ -185,6 +186,7 @@ impl<'a> Run<'a> {
             accumulation: t.gradient_accumulation_steps,
             shuffle: t.shuffle,
             pack_into: t.packing.then_some(max_length),
+            group_by_length: t.group_by_length,
             seed: t.seed,
         };
         let mut sampler = Sampler::new(&train, &train_rows, sampler_options);
@@ -296,20 +298,30 @@ impl<'a> Run<'a> {
         let step = index.saturating_add(1);
         let batches: Vec<data::Batch> =
             self.sampler.step(index).iter().map(|rows| self.train.batch(rows)).collect::<Result<_, _>>()?;
-        let targets = batches.iter().map(data::Batch::target_count).sum::<usize>();
+        let method = self.setup.config.method;
+        let units = batches.iter().map(|b| b.loss_units(method)).sum::<usize>();
         let tokens = count(batches.iter().map(|b| b.tokens.len()).sum());
         let rate = self.schedule.rate(index);
         let data = started.elapsed();
         let mut forward = Duration::ZERO;
         let mut grads = Gradients::default();
         let mut loss = 0.0;
+        let mut preferences = dpo::Outcome::default();
         for (micro, batch) in (0..).zip(&batches) {
             if self.observer.control() == Control::Cancel {
                 return Err(Halt::Stopped(StopReason::Cancelled));
             }
             let key = Key::new(t.seed, "dropout").at(index).at(micro);
-            let options = self.step_options(float(count(targets)), key);
-            loss += step::forward_backward_timed(self.model.as_ref(), batch, options, &mut grads, &mut forward)?;
+            let options = self.step_options(float(count(units)), key);
+            let model = self.model.as_ref();
+            if method == Method::Dpo {
+                let config = &self.setup.config.dpo;
+                let outcome = dpo::forward_backward(model, batch, options, config, &mut grads, &mut forward)?;
+                loss += outcome.loss / options.denominator;
+                preferences.add(&outcome);
+            } else {
+                loss += step::forward_backward_timed(model, batch, options, &mut grads, &mut forward)?;
+            }
         }
         if index == 0 {
             let missing = grads.missing(self.model.params());
@@ -348,6 +360,9 @@ impl<'a> Run<'a> {
             (metric::STALL_SECONDS.to_owned(), stall.as_secs_f64()),
             (metric::TOKENS_SEEN.to_owned(), float(self.state.tokens_seen)),
         ]);
+        if method == Method::Dpo {
+            values.extend(preferences.metrics(""));
+        }
         if let Some((now, _)) = memory::resident() {
             values.insert(metric::MEMORY_BYTES.to_owned(), float(now));
         }
@@ -358,7 +373,7 @@ impl<'a> Run<'a> {
     /// How a micro-batch of a step with `denominator` targets runs.
     fn step_options(&self, denominator: f64, key: Key) -> StepOptions {
         let config = &self.setup.config;
-        let probability = if config.method == Method::Sft { config.lora.lora_dropout } else { 0.0 };
+        let probability = if config.method.trains_adapter() { config.lora.lora_dropout } else { 0.0 };
         StepOptions {
             denominator,
             dropout: (probability > 0.0).then_some(Dropout { probability, key }),
@@ -380,19 +395,31 @@ impl<'a> Run<'a> {
         phase(self.observer, Phase::Evaluating, format!("evaluating on {} rows", self.eval_rows.len()));
         let corpus = self.eval.as_ref().unwrap_or(&self.train);
         let limit = self.max_length.saturating_mul(self.setup.config.training.per_device_train_batch_size);
-        let (mut total, mut targets) = (0.0, 0_usize);
+        let method = self.setup.config.method;
+        let (mut total, mut units) = (0.0, 0_usize);
+        let mut preferences = dpo::Outcome::default();
         for rows in data::by_tokens(corpus, &self.eval_rows, limit) {
             asked_to_stop(self.observer)?;
             let batch = corpus.batch(&rows)?;
-            total += step::total_loss(self.model.as_ref(), &batch)?;
-            targets = targets.saturating_add(batch.target_count());
+            if method == Method::Dpo {
+                let outcome = dpo::evaluate(self.model.as_ref(), &batch, &self.setup.config.dpo)?;
+                total += outcome.loss;
+                preferences.add(&outcome);
+            } else {
+                total += step::total_loss(self.model.as_ref(), &batch)?;
+            }
+            units = units.saturating_add(batch.loss_units(method));
         }
-        let loss = total / float(count(targets)).max(1.0);
+        let loss = total / float(count(units)).max(1.0);
         if !loss.is_finite() {
             return Err(self.diverged(step, loss, f64::NAN).into());
         }
         self.state.last_eval = Some((step, loss));
-        self.metrics(BTreeMap::from([(metric::EVAL_LOSS.to_owned(), loss)]));
+        let mut values = BTreeMap::from([(metric::EVAL_LOSS.to_owned(), loss)]);
+        if method == Method::Dpo {
+            values.extend(preferences.metrics("eval_"));
+        }
+        self.metrics(values);
         let t = &self.setup.config.training;
         if step == 0 {
             self.state.initial_eval_loss = Some(loss);

@@ -56,6 +56,40 @@ pub fn forward_backward_timed(
     forward: &mut Duration,
 ) -> Result<f64, TrainError> {
     let started = Instant::now();
+    let mut value = 0.0;
+    backpropagate(
+        model,
+        batch,
+        options,
+        grads,
+        &|top, pass| model.loss(top, &batch.targets, options.denominator, pass),
+        &mut |loss| {
+            value = f64::from(loss.to_scalar::<f32>()?);
+            *forward += started.elapsed();
+            Ok(loss.ones_like()?)
+        },
+    )?;
+    Ok(value)
+}
+
+/// What is computed from the activations above the last block.
+pub type Head<'a> = &'a dyn Fn(&Tensor, &Pass) -> candle_core::Result<Tensor>;
+
+/// The gradient of the loss by the output of a [`Head`].
+pub type LossGradient<'a> = &'a mut dyn FnMut(&Tensor) -> Result<Tensor, TrainError>;
+
+/// Adds the gradients of any loss to `grads`.
+///
+/// # Errors
+/// Those of `gradient`, and tensor errors.
+pub fn backpropagate(
+    model: &dyn CausalLm,
+    batch: &Batch,
+    options: StepOptions,
+    grads: &mut Gradients,
+    head: Head<'_>,
+    gradient: LossGradient<'_>,
+) -> Result<(), TrainError> {
     let params = model.params();
     let pass = Pass { grad: true, dropout: options.dropout, ..batch.pass() };
     let mut attention = Causal(&batch.segments);
@@ -72,11 +106,10 @@ pub fn forward_backward_timed(
     }
     let top = leaf(&x)?;
     drop(x);
-    let (loss, tape) = kernels::record(|| model.loss(&top, &batch.targets, options.denominator, &pass));
-    let loss = loss?;
-    let value = f64::from(loss.to_scalar::<f32>()?);
-    *forward += started.elapsed();
-    let mut store = tape.backward(&loss, loss.ones_like()?)?;
+    let (output, tape) = kernels::record(|| head(&top, &pass));
+    let output = output?;
+    let mut store = tape.backward(&output, gradient(&output)?)?;
+    drop(output);
     grads.collect(params, &mut store)?;
     let mut grad = store.remove(&top).ok_or_else(|| TrainError::internal("the loss gave its input no gradient"))?;
     drop((store, top));
@@ -93,14 +126,14 @@ pub fn forward_backward_timed(
         drop(output);
         grads.collect(params, &mut store)?;
         if !input.track_op() {
-            return Ok(value);
+            return Ok(());
         }
         grad = store
             .remove(&input)
             .ok_or_else(|| TrainError::internal(format!("block {layer} gave its input no gradient")))?;
     }
     grads.collect(params, &mut embedding.backward(&embedded, grad)?)?;
-    Ok(value)
+    Ok(())
 }
 
 /// Sum of the targets' losses in `batch`, without a gradient.
@@ -108,7 +141,7 @@ pub fn forward_backward_timed(
 /// # Errors
 /// Tensor errors only.
 pub fn total_loss(model: &dyn CausalLm, batch: &Batch) -> Result<f64, TrainError> {
-    let x = hidden(model, batch)?;
+    let x = hidden(model, batch, &batch.pass())?;
     Ok(model.token_losses(&x, &batch.targets)?.iter().map(|l| f64::from(*l)).sum())
 }
 
@@ -117,15 +150,18 @@ pub fn total_loss(model: &dyn CausalLm, batch: &Batch) -> Result<f64, TrainError
 /// # Errors
 /// Tensor errors only.
 pub fn logits(model: &dyn CausalLm, batch: &Batch) -> Result<Tensor, TrainError> {
-    Ok(model.logits(&hidden(model, batch)?)?)
+    Ok(model.logits(&hidden(model, batch, &batch.pass())?)?)
 }
 
-fn hidden(model: &dyn CausalLm, batch: &Batch) -> Result<Tensor, TrainError> {
-    let pass = batch.pass();
+/// Activations above the last block, `(N, C)`.
+///
+/// # Errors
+/// Tensor errors only.
+pub fn hidden(model: &dyn CausalLm, batch: &Batch, pass: &Pass) -> Result<Tensor, TrainError> {
     let mut attention = Causal(&batch.segments);
-    let mut x = model.embed(&batch.tokens, &pass)?;
+    let mut x = model.embed(&batch.tokens, pass)?;
     for layer in 0..model.dims().layers {
-        x = model.block(layer, &x, &pass, &mut attention)?;
+        x = model.block(layer, &x, pass, &mut attention)?;
     }
     Ok(x)
 }

@@ -63,7 +63,7 @@ async fn list_models(req: HttpRequest, children: web::Data<Children>) -> ApiResu
     authorise(&req, &children)?;
     Ok(HttpResponse::Ok().json(TrainerCapabilities {
         architectures: engine::model::architectures().map(str::to_owned).collect(),
-        methods: vec![Method::Sft, Method::Full, Method::Pretrain],
+        methods: vec![Method::Sft, Method::Full, Method::Pretrain, Method::Dpo],
         version: env!("CARGO_PKG_VERSION").to_owned(),
         capacity: children.config.capacity,
         running: children.running(),

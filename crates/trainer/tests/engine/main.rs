@@ -8,6 +8,7 @@ mod estimate;
 mod kill;
 mod merge;
 mod model;
+mod ref_dpo;
 mod ref_lora;
 mod ref_options;
 mod stopping;

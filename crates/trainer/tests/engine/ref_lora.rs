@@ -2,7 +2,7 @@
 //! the same loss, learning rate and gradient norm in every step, and the same weights at the end. The
 //! fixtures are made by `scripts/ref_lora.py` (versions there).
 
-use crate::support::Memory;
+use crate::support::{Memory, compare};
 use candle_core::{Device, Tensor, safetensors::load};
 use dataset::{DatasetFormat, Encoder, LossOn, Rows};
 use serde_json::Value;
@@ -65,12 +65,7 @@ pub fn compare_steps(memory: &Memory, reference: &Value) {
     for (name, key) in
         [(metric::TRAIN_LOSS, "loss"), (metric::LEARNING_RATE, "learning_rate"), (metric::GRAD_NORM, "grad_norm")]
     {
-        let ours = memory.metric(name);
-        let theirs = reference["steps"].as_array().unwrap();
-        assert_eq!(ours.len(), theirs.len());
-        let worst = ours.iter().zip(theirs).map(|((_, a), b)| (a - b[key].as_f64().unwrap()).abs()).fold(0.0, f64::max);
-        println!("{name}: largest difference over {} steps {worst:.2e}", ours.len());
-        assert!(worst <= STEP_TOLERANCE, "{name} differs by {worst:.2e}");
+        compare(name, &memory.metric(name), &reference["steps"], key, STEP_TOLERANCE);
     }
 }
 

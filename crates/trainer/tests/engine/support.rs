@@ -180,3 +180,12 @@ impl Observer for Memory {
         }
     }
 }
+
+/// Asserts that a metric's values of all steps are those of a reference run, `steps[i][key]`, within `tolerance`.
+pub fn compare(name: &str, ours: &[(u64, f64)], steps: &serde_json::Value, key: &str, tolerance: f64) {
+    let theirs = steps.as_array().unwrap();
+    assert_eq!(ours.len(), theirs.len());
+    let worst = ours.iter().zip(theirs).map(|((_, a), b)| (a - b[key].as_f64().unwrap()).abs()).fold(0.0, f64::max);
+    println!("{name}: largest difference over {} steps {worst:.2e}", ours.len());
+    assert!(worst <= tolerance, "{name} differs by {worst:.2e}");
+}

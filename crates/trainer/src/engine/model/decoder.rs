@@ -178,6 +178,11 @@ impl CausalLm for Decoder {
         kernels::token_losses(&x, &self.head().tensor(false), targets, self.frame.soft_cap)
     }
 
+    fn log_probs(&self, x: &Tensor, targets: &[u32], pass: &Pass) -> Result<Tensor> {
+        let x = self.norm.forward(x, pass)?;
+        kernels::linear_log_probs(&x, &self.head().tensor(pass.grad), targets, self.frame.soft_cap)
+    }
+
     fn logits(&self, x: &Tensor) -> Result<Tensor> {
         let pass = Pass::inference(kernels::Segments::from_lengths(&[x.dim(0)?])?);
         let logits = kernels::linear(&self.norm.forward(x, &pass)?, &self.head().tensor(false))?;

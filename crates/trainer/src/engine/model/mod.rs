@@ -163,6 +163,13 @@ pub trait CausalLm: Debug + Send + Sync {
     /// Tensor errors only.
     fn token_losses(&self, x: &Tensor, targets: &[u32]) -> Result<Vec<f32>>;
 
+    /// Final norm, head and log-probability of each target, `(N)`; 0 where the target is ignored. Unlike
+    /// [`CausalLm::loss`] it trains no head.
+    ///
+    /// # Errors
+    /// Tensor errors only.
+    fn log_probs(&self, x: &Tensor, targets: &[u32], pass: &Pass) -> Result<Tensor>;
+
     /// `(N, C)` → `(N, V)`, without a gradient.
     ///
     /// # Errors
