@@ -71,7 +71,6 @@ LONGROPE = {
     "short_factor": [1.0, 1.1, 1.3],
     "long_factor": [1.5, 2.5, 4.0],
     "partial_rotary_factor": 0.75,
-    "original_max_position_embeddings": 16,
 }
 GEMMA = {"head_dim": 12, "query_pre_attn_scalar": 20, "sliding_window": WINDOW, "tie_word_embeddings": True}
 LOCAL_AND_GLOBAL = {
@@ -98,7 +97,11 @@ MODELS = {
         "1GB",
     ),
     "phi3": ("Phi3", {"sliding_window": WINDOW, "tie_word_embeddings": False, "rope_parameters": ROPE}, "1GB"),
-    "phi3-longrope": ("Phi3", {"tie_word_embeddings": True, "rope_parameters": LONGROPE}, "1GB"),
+    "phi3-longrope": (
+        "Phi3",
+        {"tie_word_embeddings": True, "rope_parameters": LONGROPE, "original_max_position_embeddings": 16},
+        "1GB",
+    ),
 }
 
 
@@ -115,6 +118,8 @@ def make_model(prefix, settings, seed):
             elif name.endswith("bias"):
                 p.normal_(0.0, 0.3)
             p.copy_(p.half())
+    scaled = config.rope_parameters.get("original_max_position_embeddings")
+    assert scaled is None or scaled < max(LENGTHS), f"{scaled}: rows do not reach the scaled positions"
     return model.eval()
 
 

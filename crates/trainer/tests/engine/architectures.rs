@@ -2,26 +2,31 @@
 //! The fixtures are made by `scripts/ref_architectures.py` (versions there); windows, bounds and rotary settings in
 //! them are so small that a row of 28 tokens feels each of them.
 
-use crate::{ref_lora::max_difference, support::flat};
+use crate::{
+    ref_lora::max_difference,
+    support::{Memory, config, flat, model_dir, setup},
+};
 use candle_core::{DType, Device, Tensor, safetensors::load};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::{
     collections::HashMap,
     fs,
     path::{Path, PathBuf},
 };
 use trainer::engine::{
+    Outcome,
     data::{Batch, Corpus},
     files::{Tensors, write_tensors},
-    generate::Session,
+    generate::{Generator, Input, Request, Session},
     lora,
     merge::{MergedDtype, merge},
     model::{self, BuildOptions, CausalLm},
     optim::{AdamW, AdamWConfig},
     params::Gradients,
     step::{self, StepOptions},
+    train,
 };
-use wire::config::LoraConfig;
+use wire::config::{LoraConfig, Method};
 
 const MODELS: [&str; 10] =
     ["llama2", "llama3", "llama-biased", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "phi3-longrope"];
@@ -32,7 +37,7 @@ fn fixture(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/ref_architectures").join(path)
 }
 
-fn json(path: &str) -> Value {
+fn read(path: &str) -> Value {
     serde_json::from_slice(&fs::read(fixture(path)).unwrap()).unwrap()
 }
 
@@ -53,7 +58,7 @@ fn adapted(name: &str) -> Box<dyn CausalLm> {
 
 fn corpus() -> Corpus {
     let mut corpus = Corpus::default();
-    for row in json("rows.json").as_array().unwrap() {
+    for row in read("rows.json").as_array().unwrap() {
         let tokens: Vec<u32> = serde_json::from_value(row["input_ids"].clone()).unwrap();
         let labels: Vec<i64> = serde_json::from_value(row["labels"].clone()).unwrap();
         let trained = labels.iter().map(|l| *l >= 0).collect();
@@ -96,6 +101,10 @@ fn every_lora_gradient_points_where_that_of_peft_does() {
     for name in MODELS {
         let model = adapted(name);
         let (_, grads) = gradients(model.as_ref(), &batch);
+        let mut again = Gradients::default();
+        let options = StepOptions { denominator: batch.target_count() as f64, dropout: None, recompute: true };
+        step::forward_backward(model.as_ref(), &batch, options, &mut again).unwrap();
+        assert!(grads.iter().all(|(n, g)| flat(g) == flat(again.get(n).unwrap())), "{name}: recomputed blocks");
         let want = tensors(name);
         let (mut cosine, mut count) = (1.0_f64, 0);
         for (tensor, want) in want.iter().filter_map(|(n, t)| Some((n.strip_prefix("grad.")?.strip_prefix(PEFT)?, t))) {
@@ -117,7 +126,7 @@ fn every_lora_gradient_points_where_that_of_peft_does() {
 fn twenty_lora_steps_equal_those_of_peft() {
     let corpus = corpus();
     for name in MODELS {
-        let (run, want) = (json(&format!("{name}/run.json")), tensors(name));
+        let (run, want) = (read(&format!("{name}/run.json")), tensors(name));
         let setting = |key: &str| run["settings"][key].as_f64().unwrap();
         let model = adapted(name);
         let mut optimizer = AdamW::new(AdamWConfig {
@@ -161,7 +170,7 @@ fn adapters_sit_where_peft_puts_them() {
         lora::attach(model.as_mut(), &LoraConfig { r: 4, ..LoraConfig::default() }, 1).unwrap();
         let mut paths: Vec<&str> = model.linears().iter().map(|l| l.path()).collect();
         paths.sort_unstable();
-        let theirs = json(&format!("{name}/adapter/adapter_config.json"));
+        let theirs = read(&format!("{name}/adapter/adapter_config.json"));
         assert_eq!(serde_json::to_value(paths).unwrap(), theirs["target_modules"], "{name}");
         let file = load(fixture(name).join("adapter/adapter_model.safetensors"), &Device::Cpu).unwrap();
         assert_eq!(file.len(), model.params().len(), "{name}");
@@ -177,7 +186,7 @@ fn training_all_weights_gives_each_the_gradient_of_transformers() {
     for name in MODELS {
         let model = build(&fixture(name), true);
         let (_, grads) = gradients(model.as_ref(), &batch);
-        let want = json(&format!("{name}/run.json"));
+        let want = read(&format!("{name}/run.json"));
         let want = want["full_gradient_norms"].as_object().unwrap();
         assert_eq!(grads.iter().count(), want.len(), "{name}");
         let mut worst = 0.0_f64;
@@ -225,6 +234,87 @@ fn a_merged_model_equals_the_adapter() {
         let off = max_difference(&step::logits(build(&out, false).as_ref(), &row(&want)).unwrap(), &want["adapter"]);
         println!("{name}: merged model differs from PEFT's adapter by {off:.2e}");
         assert!(off <= 1e-4, "{name}: {off:.2e}");
+    }
+}
+
+/// Files of the Hub are older than those that Transformers writes today.
+#[test]
+fn older_spellings_of_a_configuration_give_the_same_model() {
+    let with = |key: &str, value: Value| (key.to_owned(), value);
+    let cases = [
+        (
+            "gemma3",
+            vec!["layer_types", "rope_parameters", "attn_logit_softcapping", "final_logit_softcapping"],
+            vec![
+                with("sliding_window_pattern", json!(2)),
+                with("rope_theta", json!(10000.0)),
+                with("rope_local_base_freq", json!(100.0)),
+                with("rope_scaling", json!({"rope_type": "linear", "factor": 2.0})),
+            ],
+        ),
+        (
+            "gemma2",
+            vec!["layer_types", "rope_parameters", "tie_word_embeddings"],
+            vec![with("rope_theta", json!(10000.0))],
+        ),
+        ("qwen3", vec!["layer_types", "rope_parameters"], vec![with("rope_theta", json!(10000))]),
+        (
+            "phi3-longrope",
+            vec!["rope_parameters"],
+            vec![
+                with("rope_theta", json!(10000.0)),
+                with("partial_rotary_factor", json!(0.75)),
+                with("original_max_position_embeddings", json!(16)),
+                with(
+                    "rope_scaling",
+                    json!({"type": "longrope", "short_factor": [1.0, 1.1, 1.3], "long_factor": [1.5, 2.5, 4.0]}),
+                ),
+            ],
+        ),
+    ];
+    for (name, absent, other) in cases {
+        let dir = tempfile::tempdir().unwrap();
+        for file in fs::read_dir(fixture(name)).unwrap().map(Result::unwrap).filter(|f| f.path().is_file()) {
+            fs::copy(file.path(), dir.path().join(file.file_name())).unwrap();
+        }
+        let mut config = read(&format!("{name}/config.json"));
+        for key in absent {
+            config.as_object_mut().unwrap().remove(key).unwrap();
+        }
+        config.as_object_mut().unwrap().extend(other);
+        fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        let batch = row(&tensors(name));
+        let logits = |dir: &Path| flat(&step::logits(build(dir, false).as_ref(), &batch).unwrap());
+        assert_eq!(logits(dir.path()), logits(&fixture(name)), "{name}");
+    }
+}
+
+#[test]
+fn whole_runs_of_every_architecture_learn_and_leave_what_can_be_loaded() {
+    for architecture in model::architectures() {
+        for method in [Method::Sft, Method::Full] {
+            let dir = tempfile::tempdir().unwrap();
+            let extra = json!({"architectures": [architecture], "head_dim": 8, "query_pre_attn_scalar": 8,
+                "sliding_window": 8, "use_sliding_window": true, "max_window_layers": 1});
+            let base = model_dir(dir.path(), extra);
+            let mut config = config(method);
+            config.training.max_steps = 12;
+            config.training.gradient_checkpointing = true;
+            let setup = setup(dir.path(), &base, config);
+            let Outcome::Finished { summary, artifacts } = train(&setup, &mut Memory::default()).unwrap() else {
+                panic!("{architecture}: expected an end")
+            };
+            let (before, after) = (summary.initial_eval_loss.unwrap(), summary.eval_loss.unwrap());
+            println!("{architecture} {method:?}: {before:.3} -> {after:.3}");
+            assert!(after < 0.95 * before, "{architecture} {method:?}: {before} -> {after}");
+            let mut generator = match method {
+                Method::Sft => Generator::load(&base, Some(&artifacts)).unwrap(),
+                _ => Generator::load(&artifacts, None).unwrap(),
+            };
+            let input = Input::Prompt("green, said she and went on".into());
+            let request = Request { input, max_tokens: 20, temperature: 0.0, top_p: 1.0, seed: 1, use_adapter: true };
+            assert!(generator.generate(&request, &mut |_| ()).unwrap().completion_tokens > 0);
+        }
     }
 }
 

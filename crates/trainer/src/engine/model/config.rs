@@ -46,7 +46,13 @@ pub(super) struct Common {
 
 impl Common {
     pub(super) fn parse(config: &Value) -> Result<Self, TrainError> {
-        let c: Self = parse(config)?;
+        Self::with_head_dim(config, None)
+    }
+
+    /// Where `head_dim` is absent it has a default, or else follows from the width.
+    pub(super) fn with_head_dim(config: &Value, default: Option<usize>) -> Result<Self, TrainError> {
+        let mut c: Self = parse(config)?;
+        c.head_dim = c.head_dim.or(default);
         let h = c.heads();
         let positive =
             [c.hidden_size, c.intermediate_size, c.num_hidden_layers, h.heads, h.kv_heads, h.head_dim, c.vocab_size];

@@ -18,8 +18,7 @@ use std::path::Path;
 /// `config.json` beyond [`Common`], for Gemma 2 and 3. What is absent has the default of Gemma 2.
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct Config {
-    #[serde(default = "activation")]
-    hidden_activation: String,
+    hidden_activation: Option<String>,
     #[serde(default)]
     attention_bias: bool,
     /// Scores are divided by its root.
@@ -29,10 +28,6 @@ pub(super) struct Config {
     pub(super) sliding_window: Option<usize>,
     #[serde(default)]
     use_bidirectional_attention: Option<bool>,
-}
-
-fn activation() -> String {
-    "gelu_pytorch_tanh".into()
 }
 
 const fn query_scalar() -> f64 {
@@ -87,8 +82,7 @@ pub(super) fn build(
 
 impl Config {
     pub(super) fn parse(value: &Value) -> std::result::Result<(Common, Self), TrainError> {
-        let (mut common, config): (Common, Self) = (Common::parse(value)?, config::parse(value)?);
-        common.head_dim = common.head_dim.or(Some(256));
+        let (common, config): (_, Self) = (Common::with_head_dim(value, Some(256))?, config::parse(value)?);
         if config.use_bidirectional_attention == Some(true) {
             return Err(config::bad("use_bidirectional_attention: only causal models can be trained"));
         }
@@ -114,9 +108,9 @@ impl Gemma {
         config: &Config,
         attention: Vec<AttentionOptions>,
     ) -> std::result::Result<Self, TrainError> {
-        let activation = match config.hidden_activation.as_str() {
-            "gelu_pytorch_tanh" => Activation::GeluTanh,
-            other => {
+        let activation = match config.hidden_activation.as_deref() {
+            None | Some("gelu_pytorch_tanh") => Activation::GeluTanh,
+            Some(other) => {
                 return Err(config::bad(format!(
                     "hidden_activation `{other}` is not supported; supported: gelu_pytorch_tanh"
                 )));

@@ -1,5 +1,9 @@
 //! Model architectures: one file each, looked up by the first entry of `architectures` in `config.json`.
 //!
+//! An architecture's file reads its `config.json`, refuses settings it does not know, and makes the blocks out of
+//! `layers`; `decoder` holds what surrounds them. Llama's kin share the blocks of `pre_norm`, Gemma 3 those of
+//! `gemma2`. A new one is a file, an entry in [`REGISTRY`], and a fixture of `scripts/ref_architectures.py`.
+//!
 //! Activations are token-major, `(N, C)` over all sequences of a batch laid end to end; [`Pass::segments`]
 //! says where they begin. Blocks are separate calls, so that a training step can run the backward pass
 //! block by block (see `step`).

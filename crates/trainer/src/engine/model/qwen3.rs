@@ -21,8 +21,7 @@ struct Config {
 }
 
 pub(super) fn build(value: &Value, dir: &Path, options: BuildOptions) -> Result<Box<dyn CausalLm>, TrainError> {
-    let (mut common, config): (Common, Config) = (Common::parse(value)?, config::parse(value)?);
-    common.head_dim = common.head_dim.or(Some(128));
+    let (common, config): (_, Config) = (Common::with_head_dim(value, Some(128))?, config::parse(value)?);
     let biases = Biases { qkv: config.attention_bias, output: config.attention_bias, mlp: false };
     let variant = Variant { attention: qwen2::attention(value, &common)?, biases, head_norms: true };
     pre_norm::build(value, &common, variant, dir, options)

@@ -45,9 +45,9 @@ fn settings(config: &Value, rotated: usize) -> std::result::Result<(f64, RopeSca
     let kind = get(section, "rope_type").or_else(|| get(section, "type")).and_then(Value::as_str).unwrap_or("default");
     let positive = |value: Option<&Value>| value.and_then(Value::as_f64).filter(|n| *n > 0.0);
     let number = |key: &str| {
-        // Phi-3 has its original context beside the section.
-        positive(get(section, key))
-            .or_else(|| positive(config.get(key)))
+        // Phi-3 has its original context beside the section, where Transformers prefers it.
+        positive(config.get(key))
+            .or_else(|| positive(get(section, key)))
             .ok_or_else(|| bad(format!("{section}.{key} must be a positive number")))
     };
     let factors = |key: &str| {
