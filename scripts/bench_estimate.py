@@ -4,7 +4,7 @@
   scripts/bench_estimate.py [TRAINER] [OUT.md]    default: target/release/hone-trainer docs/benchmarks/estimate.md
 
 Every configuration is estimated, then run to its end, each in a process of its own on one thread. Memory is the
-peak of the run's resident set (wait4). Duration is wall time on an idle machine; on a busy one processor time tells
+peak of the run's resident set (VmHWM). Duration is wall time on an idle machine; on a busy one processor time tells
 more, so both are shown, the prediction scaled by the share of a core that the rehearsal got. Models have random
 weights and are made here; nothing is downloaded. Exits 1 when memory was underestimated, or overestimated by more
 than 15 %, or the duration is off by more than 20 %.
@@ -123,17 +123,32 @@ def make_data(path, longest):
             f.write(json.dumps({"messages": chat}) + "\n")
 
 
+def high_water(pid):
+    """Peak resident bytes so far. What wait4 says would include this script, from before the exec."""
+    try:
+        lines = pathlib.Path(f"/proc/{pid}/status").read_text().splitlines()
+        return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+
+
 def measure(command):
     """Output, wall seconds, processor seconds, peak resident bytes."""
     env = {"HONE_THREADS": "1", "PATH": os.environ["PATH"]}
-    began = time.monotonic()
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, text=True)
-    output, errors = child.stdout.read(), child.stderr.read()
-    _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        sys.exit(f"{' '.join(command)}: {errors}")
-    return output, time.monotonic() - began, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        began = time.monotonic()
+        child = subprocess.Popen(command, stdout=output, stderr=errors, env=env)
+        peak, ended = 0, 0
+        while not ended:
+            peak = max(peak, high_water(child.pid))
+            ended, status, usage = os.wait4(child.pid, os.WNOHANG)
+            time.sleep(0.01)
+        took = time.monotonic() - began
+        child.returncode = os.waitstatus_to_exitcode(status)
+        output.seek(0), errors.seek(0)
+        if child.returncode:
+            sys.exit(f"{' '.join(command)}: {errors.read()}")
+        return output.read(), took, usage.ru_utime + usage.ru_stime, peak
 
 
 def main():

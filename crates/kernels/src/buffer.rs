@@ -28,6 +28,42 @@ pub(crate) fn prepare(op: &str, name: &str, t: &Tensor) -> Result<Tensor> {
     t.contiguous()
 }
 
+/// Makes a frozen weight fit for an op: f32, or f16 and bf16, which [`with_weight`] widens.
+pub(crate) fn prepare_weight(op: &str, w: &Tensor) -> Result<Tensor> {
+    match w.dtype() {
+        DType::F16 | DType::BF16 if w.device().is_cpu() => w.detach().contiguous(),
+        _ => prepare(op, "w", &w.detach()),
+    }
+}
+
+/// Runs `f` on the floats of a frozen weight. One of 16 bits is widened for this call only: it takes half the
+/// memory between calls, and widening is exact.
+pub(crate) fn with_weight<R>(op: &str, w: &Tensor, f: impl FnOnce(&[f32]) -> R) -> Result<R> {
+    let (storage, layout) = w.storage_and_layout();
+    let range = layout.contiguous_offsets();
+    match (&*storage, range) {
+        (Storage::Cpu(CpuStorage::BF16(w)), Some((start, end))) if end <= w.len() => {
+            Ok(f(&widened(w.split_at(end).0.split_at(start).1, |w| w.to_f32())))
+        }
+        (Storage::Cpu(CpuStorage::F16(w)), Some((start, end))) if end <= w.len() => {
+            Ok(f(&widened(w.split_at(end).0.split_at(start).1, |w| w.to_f32())))
+        }
+        _ => with_data(op, w, f),
+    }
+}
+
+fn widened<T: Copy + Sync>(values: &[T], widen: impl Fn(T) -> f32 + Sync) -> Vec<f32> {
+    let mut out = Vec::with_capacity(values.len());
+    uninit(&mut out, values.len()).par_chunks_mut(PIECE).zip(values.par_chunks(PIECE)).for_each(|(out, values)| {
+        for (out, value) in out.iter_mut().zip(values) {
+            out.write(widen(*value));
+        }
+    });
+    // SAFETY: the chunks cover all elements, and each was written.
+    unsafe { out.set_len(values.len()) };
+    out
+}
+
 /// Runs `f` on the floats of `t`, which is made contiguous first.
 pub(crate) fn with_data<R>(op: &str, t: &Tensor, f: impl FnOnce(&[f32]) -> R) -> Result<R> {
     let t = t.contiguous()?;

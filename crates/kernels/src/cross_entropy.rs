@@ -13,7 +13,7 @@
 
 #![expect(clippy::indexing_slicing, clippy::as_conversions, reason = "row offsets and targets of checked shapes")]
 
-use crate::buffer::{input, prepare, tensor, with_data};
+use crate::buffer::{input, prepare, prepare_weight, tensor, with_data, with_weight};
 use crate::linear::check;
 use crate::matmul::{Mat, MatMut, Threads, Write, gemm};
 use crate::simd;
@@ -40,7 +40,7 @@ pub fn linear_cross_entropy(
 ) -> Result<Tensor> {
     const OP: &str = "linear_cross_entropy";
     let plan = Plan::new(OP, x, w, targets, denominator, soft_cap)?;
-    let w = prepare(OP, "w", &w.detach())?;
+    let w = prepare_weight(OP, w)?;
     let need = Need { dx: x.track_op(), dw: false };
     let op = LinearCrossEntropy { plan, need, w: Some(w), gradients: OnceLock::new() };
     tape::apply1(&prepare(OP, "x", x)?, op, Saves::NOTHING)
@@ -67,8 +67,8 @@ pub fn linear_cross_entropy_trainable(
 pub fn token_losses(x: &Tensor, w: &Tensor, targets: &[u32], soft_cap: Option<f32>) -> Result<Vec<f32>> {
     const OP: &str = "token_losses";
     let plan = Plan::new(OP, x, w, targets, 1.0, soft_cap)?;
-    let (x, w) = (prepare(OP, "x", x)?, prepare(OP, "w", w)?);
-    with_data(OP, &x, |x| with_data(OP, &w, |w| plan.token_losses(x, w)))?
+    let (x, w) = (prepare(OP, "x", x)?, prepare_weight(OP, w)?);
+    with_data(OP, &x, |x| with_weight(OP, &w, |w| plan.token_losses(x, w)))?
 }
 
 /// Which gradients the forward pass computes.
@@ -248,7 +248,7 @@ impl CustomOp1 for LinearCrossEntropy {
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = input("linear_cross_entropy", x, layout)?;
         let Some(w) = &self.w else { bail!("linear_cross_entropy: the frozen weight is missing") };
-        with_data("linear_cross_entropy", w, |w| self.forward(x, w))?
+        with_weight("linear_cross_entropy", w, |w| self.forward(x, w))?
     }
 
     fn bwd(&self, _x: &Tensor, _loss: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {

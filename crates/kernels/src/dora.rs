@@ -1,6 +1,6 @@
 //! Lengths of the rows of `W + s B A`, the norm that DoRA divides by (Liu et al., arXiv 2402.09353).
 
-use crate::buffer::{fill_rows, prepare, tensor, with_data};
+use crate::buffer::{fill_rows, prepare, prepare_weight, tensor, with_data, with_weight};
 use crate::linear::check;
 use crate::matmul::{Mat, MatMut, Threads, Write, gemm};
 use candle_core::{Result, Tensor, bail};
@@ -22,8 +22,8 @@ pub fn merged_row_norms(w: &Tensor, a: &Tensor, b: &Tensor, scale: f64) -> Resul
     }
     #[expect(clippy::as_conversions, reason = "the factor is applied in f32")]
     let scale = scale as f32;
-    let (w, a, b) = (prepare(OP, "w", &w.detach())?, prepare(OP, "a", &a.detach())?, prepare(OP, "b", &b.detach())?);
-    let norms = with_data(OP, &w, |w| {
+    let (w, a, b) = (prepare_weight(OP, w)?, prepare(OP, "a", &a.detach())?, prepare(OP, "b", &b.detach())?);
+    let norms = with_weight(OP, &w, |w| {
         with_data(OP, &a, |a| {
             with_data(OP, &b, |b| {
                 let blocks: Vec<(&[f32], &[f32])> = w.chunks(ROWS * k).zip(b.chunks(ROWS * r)).collect();

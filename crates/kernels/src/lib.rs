@@ -10,7 +10,7 @@
 //! where sequences begin; only [`attention`] and [`rope`] (through positions) look at it.
 //!
 //! **Must stay true.**
-//! - f32 on the CPU. Inputs may be strided; results are contiguous.
+//! - f32 on the CPU; frozen weights may also be f16 or bf16 and are widened for the call. Inputs may be strided; results are contiguous.
 //! - A frozen weight never gets a gradient, and none is computed for an input that nothing trains.
 //! - The same inputs on the same machine with the same number of threads give the same bits: work is cut
 //!   into pieces by shape alone and partial sums are added in a fixed order.

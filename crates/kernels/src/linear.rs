@@ -3,15 +3,15 @@
 //! Backward: `dx = g W`, and for a trainable weight `dW = gᵀ x`. The frozen weight is captured by the op
 //! instead of being an input of the graph, so its gradient is neither computed nor stored.
 
-use crate::buffer::{input, prepare, tensor, with_data};
+use crate::buffer::{input, prepare, prepare_weight, tensor, with_data, with_weight};
 use crate::matmul::{Mat, product};
 use crate::tape::{self, Saves};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
-/// `x (N, in)`, `w (out, in)` frozen → `(N, out)`. The gradient flows to `x` only.
+/// `x (N, in)`, `w (out, in)` frozen, f32 or 16 bits → `(N, out)`. The gradient flows to `x` only.
 pub fn linear(x: &Tensor, w: &Tensor) -> Result<Tensor> {
     check("linear", x, w)?;
-    let w = prepare("linear", "w", &w.detach())?;
+    let w = prepare_weight("linear", w)?;
     tape::apply1(&prepare("linear", "x", x)?, Linear { w }, Saves::NOTHING)
 }
 
@@ -42,7 +42,7 @@ impl CustomOp1 for Linear {
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = input(self.name(), x, layout)?;
         let (out, k) = self.w.dims2()?;
-        let y = with_data(self.name(), &self.w, |w| product(1.0, Mat::new(x, k), Mat::new(w, k).t()))?;
+        let y = with_weight(self.name(), &self.w, |w| product(1.0, Mat::new(x, k), Mat::new(w, k).t()))?;
         Ok((CpuStorage::F32(y), Shape::from((x.len() / k, out))))
     }
 
@@ -75,7 +75,7 @@ impl CustomOp2 for LinearTrainable {
 /// `dx = g W`.
 fn gradient_of_input(op: &str, w: &Tensor, g: &Tensor) -> Result<Tensor> {
     let (out, k) = w.dims2()?;
-    let dx = with_data(op, g, |g| with_data(op, w, |w| product(1.0, Mat::new(g, out), Mat::new(w, k))))??;
+    let dx = with_data(op, g, |g| with_weight(op, w, |w| product(1.0, Mat::new(g, out), Mat::new(w, k))))??;
     tensor(dx, (g.dim(0)?, k))
 }
 

@@ -7,13 +7,13 @@
 //! many tokens it is cheaper to fold the adapter into the weight, `M = W + s B A`, and to compute `y = x Mᵀ`
 //! and `dx = g M`. `M` exists only in the form a product packs its right side into, a part at a time.
 
-use crate::buffer::{input, prepare, tensor, with_data};
+use crate::buffer::{input, prepare, prepare_weight, tensor, with_data, with_weight};
 use crate::linear::check;
 use crate::matmul::{LowRank, Mat, MatMut, Threads, Write, gemm, product, product_low_rank};
 use crate::tape::{self, Saves};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
-/// `x (N, in)`, `w (out, in)` frozen, `a (r, in)`, `b (out, r)` → `(N, out)`.
+/// `x (N, in)`, `w (out, in)` frozen, f32 or 16 bits, `a (r, in)`, `b (out, r)` → `(N, out)`.
 pub fn lora_linear(x: &Tensor, w: &Tensor, a: &Tensor, b: &Tensor, scale: f64) -> Result<Tensor> {
     const OP: &str = "lora_linear";
     let (_, k, out) = check(OP, x, w)?;
@@ -22,7 +22,7 @@ pub fn lora_linear(x: &Tensor, w: &Tensor, a: &Tensor, b: &Tensor, scale: f64) -
         (a, b) => bail!("{OP}: a is {a:?} and b is {b:?}; expected (r, {k}) and ({out}, r) to fit w ({out}, {k})"),
     }
     #[expect(clippy::as_conversions, reason = "the factor is applied in f32")]
-    let op = LoraLinear { w: prepare(OP, "w", &w.detach())?, scale: scale as f32 };
+    let op = LoraLinear { w: prepare_weight(OP, w)?, scale: scale as f32 };
     tape::apply3([&prepare(OP, "x", x)?, &prepare(OP, "a", a)?, &prepare(OP, "b", b)?], op, Saves::INPUTS)
 }
 
@@ -95,7 +95,7 @@ impl CustomOp3 for LoraLinear {
         let (n, k) = xl.shape().dims2()?;
         let (out, r) = bl.shape().dims2()?;
         let (x, a, b) = (input(name, x, xl)?, input(name, a, al)?, input(name, b, bl)?);
-        let y = with_data(name, &self.w, |w| self.forward(Sizes { n, k, out, r }, x, w, a, b))?;
+        let y = with_weight(name, &self.w, |w| self.forward(Sizes { n, k, out, r }, x, w, a, b))?;
         Ok((CpuStorage::F32(y), Shape::from((n, out))))
     }
 
@@ -115,7 +115,7 @@ impl CustomOp3 for LoraLinear {
             with_data(name, a, |a_data| {
                 with_data(name, b, |b_data| {
                     with_data(name, g, |g_data| {
-                        with_data(name, &self.w, |w| {
+                        with_weight(name, &self.w, |w| {
                             let (xm, gm) = (Mat::new(x_data, k), Mat::new(g_data, out));
                             let u = product(self.scale, gm, Mat::new(b_data, r));
                             let t = product(self.scale, xm, Mat::new(a_data, k).t());

@@ -23,7 +23,7 @@ use trainer::engine::{
     rng::Key,
     step::{self, StepOptions},
 };
-use wire::config::{LoraConfig, Optim};
+use wire::config::{BaseDtype, LoraConfig, Optim};
 
 #[global_allocator]
 static ALLOCATOR: kernels::alloc::CachingAllocator = kernels::alloc::CachingAllocator::new(2 << 30);
@@ -105,7 +105,8 @@ fn random_model() -> anyhow::Result<Box<dyn CausalLm>> {
         "rms_norm_eps": 1e-5, "tie_word_embeddings": false,
     });
     fs::write(dir.join("config.json"), config.to_string())?;
-    let options = BuildOptions { train_weights: false, random: Some(1), max_positions: LENGTH };
+    let options =
+        BuildOptions { train_weights: false, random: Some(1), max_positions: LENGTH, base_dtype: BaseDtype::Auto };
     let model = model::load(&dir, options);
     fs::remove_dir_all(&dir)?;
     Ok(model?)

@@ -60,6 +60,20 @@ pub enum LrScheduler {
     ConstantWithWarmup,
 }
 
+/// How frozen base weights are kept in memory. Computing is in f32 whatever this says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum BaseDtype {
+    /// As they are stored, which costs no precision.
+    #[default]
+    Auto,
+    F32,
+    /// Rounded to bfloat16 when stored otherwise.
+    Bf16,
+    /// Rounded to half precision when stored otherwise.
+    F16,
+}
+
 /// The optimizer (names of `transformers.TrainingArguments.optim`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::ToSchema)]
 pub enum Optim {
@@ -86,6 +100,8 @@ pub struct TrainingParams {
     pub lr_scheduler_type: LrScheduler,
     pub warmup_ratio: f64,
     pub optim: Optim,
+    /// Memory format of frozen base weights; 16 bits take half the memory of f32.
+    pub base_dtype: BaseDtype,
     pub weight_decay: f64,
     pub adam_beta1: f64,
     pub adam_beta2: f64,
@@ -128,6 +144,7 @@ impl Default for TrainingParams {
             lr_scheduler_type: LrScheduler::default(),
             warmup_ratio: 0.03,
             optim: Optim::default(),
+            base_dtype: BaseDtype::default(),
             weight_decay: 0.0,
             adam_beta1: 0.9,
             adam_beta2: 0.999,

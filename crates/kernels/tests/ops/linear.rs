@@ -50,3 +50,35 @@ fn an_untracked_input_gets_no_gradient() {
     assert!(gradients.get(&a).is_some() && gradients.get(&b).is_some());
     assert!(gradients.get(&x).is_none() && gradients.get(&w).is_none());
 }
+
+/// Frozen weights in 16 bits are widened exactly, so values and gradients are those of the widened weight to the bit.
+#[test]
+fn sixteen_bit_weights_equal_widened_ones() {
+    use candle_core::{DType, Device, Tensor, Var};
+    let random = |rows: usize, cols: usize| Tensor::randn(0.0_f32, 1.0, (rows, cols), &Device::Cpu).unwrap();
+    let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let x = Var::from_tensor(&random(70, 20)).unwrap();
+    let (a, b) = (Var::from_tensor(&random(4, 20)).unwrap(), Var::from_tensor(&random(12, 4)).unwrap());
+    let targets: Vec<u32> = (0..70).map(|i| i % 12).collect();
+    for dtype in [DType::BF16, DType::F16] {
+        let half = random(12, 20).to_dtype(dtype).unwrap();
+        let wide = half.to_dtype(DType::F32).unwrap();
+        let ops: [&dyn Fn(&Tensor) -> Tensor; 3] = [
+            &|w| linear(&x, w).unwrap().sqr().unwrap().sum_all().unwrap(),
+            &|w| lora_linear(&x, w, &a, &b, 0.5).unwrap().sqr().unwrap().sum_all().unwrap(),
+            &|w| kernels::linear_cross_entropy(&x, w, &targets, 70.0, None).unwrap(),
+        ];
+        for op in ops {
+            let [narrow, whole] = [&half, &wide].map(|w| {
+                let y = op(w);
+                let gradients = y.backward().unwrap();
+                (flat(&y), flat(gradients.get(&x).unwrap()))
+            });
+            assert_eq!(narrow, whole, "{dtype:?}");
+        }
+        let losses = [&half, &wide].map(|w| kernels::token_losses(&x, w, &targets, None).unwrap());
+        assert_eq!(losses[0], losses[1]);
+        let norms = [&half, &wide].map(|w| flat(&kernels::merged_row_norms(w, &a, &b, 0.5).unwrap()));
+        assert_eq!(norms[0], norms[1]);
+    }
+}

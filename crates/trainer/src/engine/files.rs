@@ -28,7 +28,8 @@ pub fn is_temporary(name: &str) -> bool {
 /// # Errors
 /// Whatever `fill` fails with, or a failed file operation; then nothing is left behind.
 pub fn publish_dir(target: &Path, fill: impl FnOnce(&Path) -> Result<(), TrainError>) -> Result<(), TrainError> {
-    let parent = target.parent().unwrap_or(Path::new("."));
+    // The parent of a bare name is empty.
+    let parent = target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(parent).map_err(|e| TrainError::io("create", parent, e))?;
     let name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let temp = parent.join(format!("{TEMPORARY}{name}"));

@@ -9,6 +9,7 @@ use candle_core::{DType, Device, Tensor};
 use dataset::{ChatRow, EncodeError, Encoder, Role, StreamDecoder};
 use kernels::Segments;
 use std::path::Path;
+use wire::config::BaseDtype;
 
 /// Longest context held, whatever the model says: the cache is allocated to it lazily, the tables are not.
 const MAX_CONTEXT: usize = 16_384;
@@ -79,7 +80,12 @@ impl Generator {
     /// # Errors
     /// `ModelCorrupt`: unusable model or adapter files.
     pub fn load(model_dir: &Path, adapter: Option<&Path>) -> Result<Self, TrainError> {
-        let options = BuildOptions { train_weights: false, random: None, max_positions: MAX_CONTEXT };
+        let options = BuildOptions {
+            train_weights: false,
+            random: None,
+            max_positions: MAX_CONTEXT,
+            base_dtype: BaseDtype::Auto,
+        };
         let mut model = model::load(model_dir, options)?;
         if let Some(dir) = adapter {
             lora::load(model.as_mut(), dir)?;

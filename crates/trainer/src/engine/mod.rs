@@ -34,7 +34,7 @@ use std::{
     time::Duration,
 };
 use wire::{
-    config::TrainingConfig,
+    config::{BaseDtype, TrainingConfig},
     dataset::DatasetFormat,
     estimate::Estimate,
     event::{EventKind, StopReason, Summary},
@@ -143,7 +143,12 @@ pub fn dump_logits(model_dir: &Path, adapter: Option<&Path>, text: &str) -> Resu
     let encoder =
         dataset::Encoder::load(model_dir, usize::MAX).map_err(|e| TrainError::model(e.to_string()).caused_by(e))?;
     let tokens = encoder.tokenizer().encode(text, false).map_err(TrainError::config)?;
-    let options = model::BuildOptions { train_weights: false, random: None, max_positions: tokens.len() };
+    let options = model::BuildOptions {
+        train_weights: false,
+        random: None,
+        max_positions: tokens.len(),
+        base_dtype: BaseDtype::Auto,
+    };
     let mut model = model::load(model_dir, options)?;
     if let Some(dir) = adapter {
         lora::load(model.as_mut(), dir)?;

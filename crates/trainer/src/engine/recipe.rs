@@ -132,6 +132,7 @@ impl<'a> Run<'a> {
             train_weights: !adapter,
             random: (config.init == Init::Random).then_some(t.seed),
             max_positions: t.max_seq_length,
+            base_dtype: t.base_dtype,
         };
         fit::check_weights(setup)?;
         let mut model = model::load(&setup.model_dir, options)?;
@@ -313,15 +314,9 @@ impl<'a> Run<'a> {
             }
             let key = Key::new(t.seed, "dropout").at(index).at(micro);
             let options = self.step_options(float(count(units)), key);
-            let model = self.model.as_ref();
-            if method == Method::Dpo {
-                let config = &self.setup.config.dpo;
-                let outcome = dpo::forward_backward(model, batch, options, config, &mut grads, &mut forward)?;
-                loss += outcome.loss / options.denominator;
-                preferences.add(&outcome);
-            } else {
-                loss += step::forward_backward_timed(model, batch, options, &mut grads, &mut forward)?;
-            }
+            let (share, outcome) = self.learn(batch, options, &mut grads, &mut forward)?;
+            loss += share;
+            preferences.add(&outcome);
         }
         if index == 0 {
             let missing = grads.missing(self.model.params());
@@ -370,6 +365,33 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
+    /// Forward and backward pass of one micro-batch: its share of the loss and, with DPO, of the preferences.
+    fn learn(
+        &self,
+        batch: &data::Batch,
+        options: StepOptions,
+        grads: &mut Gradients,
+        forward: &mut Duration,
+    ) -> Result<(f64, dpo::Outcome), TrainError> {
+        let (model, config) = (self.model.as_ref(), &self.setup.config);
+        if config.method == Method::Dpo {
+            let outcome = dpo::forward_backward(model, batch, options, &config.dpo, grads, forward)?;
+            return Ok((outcome.loss / options.denominator, outcome));
+        }
+        let loss = step::forward_backward_timed(model, batch, options, grads, forward)?;
+        Ok((loss, dpo::Outcome::default()))
+    }
+
+    /// Summed loss of a held-out batch and, with DPO, its preferences.
+    fn judge(&self, batch: &data::Batch) -> Result<(f64, dpo::Outcome), TrainError> {
+        let (model, config) = (self.model.as_ref(), &self.setup.config);
+        if config.method == Method::Dpo {
+            let outcome = dpo::evaluate(model, batch, &config.dpo)?;
+            return Ok((outcome.loss, outcome));
+        }
+        Ok((step::total_loss(model, batch)?, dpo::Outcome::default()))
+    }
+
     /// How a micro-batch of a step with `denominator` targets runs.
     fn step_options(&self, denominator: f64, key: Key) -> StepOptions {
         let config = &self.setup.config;
@@ -401,13 +423,9 @@ impl<'a> Run<'a> {
         for rows in data::by_tokens(corpus, &self.eval_rows, limit) {
             asked_to_stop(self.observer)?;
             let batch = corpus.batch(&rows)?;
-            if method == Method::Dpo {
-                let outcome = dpo::evaluate(self.model.as_ref(), &batch, &self.setup.config.dpo)?;
-                total += outcome.loss;
-                preferences.add(&outcome);
-            } else {
-                total += step::total_loss(self.model.as_ref(), &batch)?;
-            }
+            let (loss, outcome) = self.judge(&batch)?;
+            total += loss;
+            preferences.add(&outcome);
             units = units.saturating_add(batch.loss_units(method));
         }
         let loss = total / float(count(units)).max(1.0);

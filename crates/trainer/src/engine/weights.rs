@@ -2,6 +2,7 @@
 //! shrinks under a mapping kills the process), every byte range checked before it is read.
 
 use super::TrainError;
+use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 use safetensors::{Dtype, tensor::Metadata};
 use std::{
@@ -10,6 +11,7 @@ use std::{
     io::{Read, Seek, SeekFrom},
     path::{Path, PathBuf},
 };
+use wire::config::BaseDtype;
 
 /// Largest header read; the safetensors library uses the same cap.
 const MAX_HEADER: u64 = 100_000_000;
@@ -31,9 +33,16 @@ struct Entry {
 #[derive(Debug, Clone)]
 pub struct WeightFiles {
     entries: BTreeMap<String, Entry>,
+    keep: BaseDtype,
 }
 
 impl WeightFiles {
+    /// Chooses what [`WeightFiles::frozen`] loads; f32 otherwise.
+    #[must_use]
+    pub fn keeping(self, keep: BaseDtype) -> Self {
+        Self { keep, ..self }
+    }
+
     /// Opens `model.safetensors`, or the shards that `model.safetensors.index.json` names.
     ///
     /// # Errors
@@ -81,7 +90,7 @@ impl WeightFiles {
         }
         match parsed.weight_map.keys().find(|name| !entries.contains_key(*name)) {
             Some(name) => Err(TrainError::model(format!("`{INDEX}` names the tensor `{name}`, which no shard has"))),
-            None => Ok(Self { entries }),
+            None => Ok(Self { entries, keep: BaseDtype::F32 }),
         }
     }
 
@@ -117,7 +126,7 @@ impl WeightFiles {
             let (dtype, shape) = (info.dtype, info.shape.clone());
             entries.insert(tensor, Entry { file: path.to_owned(), dtype, shape, offset, bytes });
         }
-        Ok(Self { entries })
+        Ok(Self { entries, keep: BaseDtype::F32 })
     }
 
     pub fn names(&self) -> impl Iterator<Item = &str> {
@@ -134,10 +143,16 @@ impl WeightFiles {
         shards
     }
 
-    /// Number of all tensors' elements.
+    /// Bytes of all tensors when frozen and kept as `keep` says.
     #[must_use]
-    pub fn elements(&self) -> u64 {
-        self.entries.values().map(|e| u64::try_from(e.shape.iter().product::<usize>()).unwrap_or(u64::MAX)).sum()
+    pub fn kept_bytes(&self, keep: BaseDtype) -> u64 {
+        let wide = |e: &Entry| match keep {
+            BaseDtype::Auto => !matches!(e.dtype, Dtype::BF16 | Dtype::F16),
+            BaseDtype::F32 => true,
+            BaseDtype::Bf16 | BaseDtype::F16 => false,
+        };
+        let bytes = |e: &Entry| e.shape.iter().product::<usize>().saturating_mul(if wide(e) { 4 } else { 2 });
+        self.entries.values().map(|e| u64::try_from(bytes(e)).unwrap_or(u64::MAX)).sum()
     }
 
     #[must_use]
@@ -196,6 +211,30 @@ impl WeightFiles {
 
     fn entry(&self, name: &str) -> Result<&Entry, TrainError> {
         self.entries.get(name).ok_or_else(|| TrainError::model(format!("the weights have no tensor named `{name}`")))
+    }
+
+    /// Loads one tensor to be kept in memory as [`WeightFiles::keeping`] says.
+    ///
+    /// # Errors
+    /// As [`WeightFiles::load`]; `ConfigInvalid` for values beyond the range of f16.
+    pub fn frozen(&self, name: &str) -> Result<Tensor, TrainError> {
+        let stored = self.dtype(name);
+        let wanted = match (self.keep, stored) {
+            (BaseDtype::Auto, Some(Dtype::BF16)) | (BaseDtype::Bf16, _) => DType::BF16,
+            (BaseDtype::Auto, Some(Dtype::F16)) | (BaseDtype::F16, _) => DType::F16,
+            (BaseDtype::Auto | BaseDtype::F32, _) => DType::F32,
+        };
+        if let (DType::BF16, Some(Dtype::BF16)) | (DType::F16, Some(Dtype::F16)) = (wanted, stored) {
+            let (_, shape, bytes) = self.bytes(name)?;
+            return Ok(Tensor::from_raw_buffer(&bytes, wanted, &shape, &Device::Cpu)?);
+        }
+        let (values, shape) = self.load(name)?;
+        if wanted == DType::F16 && values.iter().any(|v| v.abs() > f16::MAX.to_f32()) {
+            return Err(TrainError::config(format!(
+                "training.base_dtype: `{name}` has values beyond the range of f16; use bf16 or f32"
+            )));
+        }
+        Ok(Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(wanted)?)
     }
 
     /// Loads one tensor as f32 (f16 and bf16 are widened exactly).

@@ -26,7 +26,7 @@ use trainer::engine::{
     step::{self, StepOptions},
     train,
 };
-use wire::config::{LoraConfig, Method};
+use wire::config::{BaseDtype, LoraConfig, Method};
 
 const MODELS: [&str; 10] =
     ["llama2", "llama3", "llama-biased", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "phi3-longrope"];
@@ -46,7 +46,8 @@ fn tensors(name: &str) -> HashMap<String, Tensor> {
 }
 
 fn build(dir: &Path, train_weights: bool) -> Box<dyn CausalLm> {
-    model::load(dir, BuildOptions { train_weights, random: None, max_positions: 64 }).unwrap()
+    model::load(dir, BuildOptions { train_weights, random: None, max_positions: 64, base_dtype: BaseDtype::Auto })
+        .unwrap()
 }
 
 /// The model with PEFT's adapter on it.
@@ -322,7 +323,8 @@ fn whole_runs_of_every_architecture_learn_and_leave_what_can_be_loaded() {
 #[test]
 fn random_weights_start_as_those_of_transformers() {
     for (name, norm) in [("qwen2", 1.0), ("gemma3", 0.0), ("llama-biased", 1.0)] {
-        let options = BuildOptions { train_weights: true, random: Some(1), max_positions: 64 };
+        let options =
+            BuildOptions { train_weights: true, random: Some(1), max_positions: 64, base_dtype: BaseDtype::Auto };
         let model = model::load(&fixture(name), options).unwrap();
         for (tensor, var) in model.params().iter().filter(|(_, var)| var.rank() == 1) {
             let want = if tensor.ends_with("bias") { 0.0 } else { norm };

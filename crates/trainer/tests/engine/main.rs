@@ -3,6 +3,7 @@
 #![expect(clippy::print_stdout, reason = "measured differences are worth seeing with --nocapture")]
 
 mod architectures;
+mod base_dtype;
 mod equal;
 mod estimate;
 mod kill;

@@ -14,7 +14,7 @@ use trainer::engine::{
     rng::Key,
     step::{self, StepOptions},
 };
-use wire::config::LoraConfig;
+use wire::config::{BaseDtype, LoraConfig};
 
 fn corpus(lengths: &[usize]) -> Corpus {
     let mut corpus = Corpus::default();
@@ -30,7 +30,8 @@ fn corpus(lengths: &[usize]) -> Corpus {
 fn load(extra: serde_json::Value, train_weights: bool) -> Box<dyn CausalLm> {
     let dir = tempfile::tempdir().unwrap();
     let path = model_dir(dir.path(), extra);
-    model::load(&path, BuildOptions { train_weights, random: None, max_positions: 64 }).unwrap()
+    model::load(&path, BuildOptions { train_weights, random: None, max_positions: 64, base_dtype: BaseDtype::Auto })
+        .unwrap()
 }
 
 /// A model with an adapter whose B is not zero.
@@ -147,7 +148,7 @@ fn gradients_equal_finite_differences() {
 fn shards_give_the_model_of_a_single_file() {
     let dir = tempfile::tempdir().unwrap();
     let path = model_dir(dir.path(), json!({}));
-    let options = BuildOptions { train_weights: false, random: None, max_positions: 64 };
+    let options = BuildOptions { train_weights: false, random: None, max_positions: 64, base_dtype: BaseDtype::Auto };
     let batch = corpus(&[9]).batch(&[0]).unwrap();
     let whole = step::logits(model::load(&path, options).unwrap().as_ref(), &batch).unwrap();
     let single = path.join("model.safetensors");

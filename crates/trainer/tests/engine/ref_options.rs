@@ -18,7 +18,7 @@ use trainer::engine::{
     step::{self, StepOptions},
     train,
 };
-use wire::config::Method;
+use wire::config::{BaseDtype, Method};
 
 const OPTIONS: [&str; 3] = ["patterns", "rslora", "dora"];
 
@@ -27,7 +27,11 @@ fn option(name: &str) -> PathBuf {
 }
 
 fn base(dir: &std::path::Path) -> Box<dyn CausalLm> {
-    model::load(dir, BuildOptions { train_weights: false, random: None, max_positions: 128 }).unwrap()
+    model::load(
+        dir,
+        BuildOptions { train_weights: false, random: None, max_positions: 128, base_dtype: BaseDtype::Auto },
+    )
+    .unwrap()
 }
 
 fn tensors(name: &str) -> HashMap<String, Tensor> {

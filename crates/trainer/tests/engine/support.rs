@@ -13,7 +13,7 @@ use trainer::engine::{
     model::{self, BuildOptions},
 };
 use wire::{
-    config::{Method, TrainingConfig},
+    config::{BaseDtype, Method, TrainingConfig},
     dataset::DatasetFormat,
     event::EventKind,
 };
@@ -45,7 +45,11 @@ pub fn model_dir(dir: &Path, extra: serde_json::Value) -> PathBuf {
     fs::create_dir_all(&dir).unwrap();
     fs::write(dir.join("config.json"), config_json(extra).to_string()).unwrap();
     write_tokenizer(&dir);
-    let built = model::load(&dir, BuildOptions { train_weights: true, random: Some(5), max_positions: 8 }).unwrap();
+    let built = model::load(
+        &dir,
+        BuildOptions { train_weights: true, random: Some(5), max_positions: 8, base_dtype: BaseDtype::Auto },
+    )
+    .unwrap();
     let tensors: Tensors = built.params().iter().map(|(n, v)| (n.to_owned(), v.as_tensor().clone())).collect();
     write_tensors(&dir.join("model.safetensors"), tensors).unwrap();
     dir

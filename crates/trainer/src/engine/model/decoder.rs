@@ -7,7 +7,7 @@ use super::{
     layers::{Norm, NormOptions},
 };
 use crate::engine::{TrainError, params::Params, weights::WeightFiles};
-use candle_core::{Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 use std::{fmt::Debug, path::Path};
 
 const EMBED: &str = "model.embed_tokens.weight";
@@ -81,7 +81,7 @@ pub(super) fn build(
             let files = WeightFiles::open_dir(dir)?;
             // Old checkpoints carry rotary buffers, and tied ones sometimes a copy of the embedding.
             files.check(shapes.asked(), |n| n.ends_with("rotary_emb.inv_freq") || (n == HEAD && frame.tied))?;
-            Source::Files(files)
+            Source::Files(files.keeping(options.base_dtype))
         }
     };
     let mut loader = Loader::new(source, options.train_weights);
@@ -149,7 +149,7 @@ impl CausalLm for Decoder {
 
     fn embed(&self, tokens: &[u32], pass: &Pass) -> Result<Tensor> {
         let ids = Tensor::from_slice(tokens, tokens.len(), &Device::Cpu)?;
-        let x = self.embed.tensor(pass.grad).index_select(&ids, 0)?; // (V, C) -> (N, C)
+        let x = self.embed.tensor(pass.grad).index_select(&ids, 0)?.to_dtype(DType::F32)?; // (V, C) -> (N, C)
         match self.frame.embed_scale {
             Some(scale) => x * scale,
             None => Ok(x),

@@ -118,7 +118,10 @@ impl Linear {
         let factors = lora.row_factors(&w, pass.grad)?;
         let Some(dropout) = pass.dropout else {
             let y = kernels::lora_linear(x, &w, &a, &b, lora.scale)?;
-            return factors.map_or(Ok(y.clone()), |f| y.broadcast_mul(&f));
+            return match factors {
+                Some(factors) => y.broadcast_mul(&factors),
+                None => Ok(y),
+            };
         };
         if let Some(factors) = factors {
             // PEFT's formula: only what the adapter changes about the output sees the dropped input.

@@ -30,6 +30,7 @@ use super::{TrainError, dropout::Dropout, params::Params};
 use candle_core::{Result, Tensor};
 use kernels::{AttentionShape, Segments};
 use std::{fmt::Debug, path::Path};
+use wire::config::BaseDtype;
 
 /// What differs from one forward pass to another.
 #[derive(Debug, Clone)]
@@ -193,6 +194,8 @@ pub struct BuildOptions {
     pub random: Option<u64>,
     /// Rows of the position tables: the longest sequence that will be seen.
     pub max_positions: usize,
+    /// How frozen matrices are kept. Vectors (norms, biases) and what is trained are f32.
+    pub base_dtype: BaseDtype,
 }
 
 type Builder = fn(&serde_json::Value, &Path, BuildOptions) -> std::result::Result<Box<dyn CausalLm>, TrainError>;

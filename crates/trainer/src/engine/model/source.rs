@@ -72,7 +72,7 @@ impl Loader {
     }
 }
 
-/// One weight of a model, f32.
+/// One weight of a model: f32, or a frozen matrix in 16 bits.
 #[derive(Debug, Clone)]
 pub struct Weight {
     tensor: Tensor,
@@ -86,6 +86,9 @@ impl Weight {
     /// Unreadable weights.
     pub fn load(source: &Source, name: &str, shape: &[usize], params: Option<&mut Params>) -> Result<Self, TrainError> {
         let values = match source {
+            Source::Files(files) if params.is_none() && shape.len() > 1 => {
+                return Ok(Self { tensor: files.frozen(name)?, trained: false });
+            }
             Source::Files(files) => files.load(name)?.0,
             Source::Random { norm, .. } if shape.len() < 2 => {
                 vec![if name.ends_with(".bias") { 0.0 } else { *norm }; shape.iter().product()]

@@ -7,7 +7,10 @@ use crate::engine::{
     optim::{self},
     weights::WeightFiles,
 };
-use wire::{config::Init, job::FailureCode};
+use wire::{
+    config::{BaseDtype, Init},
+    job::FailureCode,
+};
 
 /// Bytes the parts of a run need at least.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,8 +51,10 @@ pub(super) fn check_weights(setup: &Setup) -> Result<(), TrainError> {
         return Ok(());
     }
     let weights = WeightFiles::open_dir(&setup.model_dir)?;
+    let frozen = setup.config.method.trains_adapter();
+    let keep = if frozen { setup.config.training.base_dtype } else { BaseDtype::F32 };
     match memory::available() {
-        Some(available) => Need { loaded: weights.elements().saturating_mul(4), ..NOTHING }.check(available),
+        Some(available) => Need { loaded: weights.kept_bytes(keep), ..NOTHING }.check(available),
         None => Ok(()),
     }
 }

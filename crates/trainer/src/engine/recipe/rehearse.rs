@@ -5,7 +5,7 @@
 //! largest, which decides the memory, and the first ones, until a few seconds are over.
 
 use super::{Halt, Run, count, float};
-use crate::engine::{Observer, Setup, TrainError, checkpoint, data, memory, optim, params::Gradients, rng::Key, step};
+use crate::engine::{Observer, Setup, TrainError, checkpoint, data, memory, optim, params::Gradients, rng::Key};
 use std::time::{Duration, Instant};
 use wire::estimate::Estimate;
 
@@ -13,8 +13,8 @@ use wire::estimate::Estimate;
 const COUNTED_EPOCHS: u64 = 3;
 /// Fresh blocks make the first pass slow; shorter ones than this are warmed up twice.
 const SHORT: Duration = Duration::from_secs(2);
-/// Memory is given with this much more than was seen (fragmentation, other batch sizes), and a constant.
-const MARGIN: f64 = 1.05;
+/// Memory is given with this much more than was seen (small blocks, stacks), and a constant.
+const MARGIN: f64 = 1.02;
 const MARGIN_BYTES: u64 = 2 << 20;
 
 /// The batches of a run.
@@ -125,7 +125,9 @@ impl Run<'_> {
         let checkpoints = every(t.save_steps).saturating_add(2);
         let peak = memory::resident().map_or(0, |(_, peak)| peak);
         #[expect(clippy::as_conversions, reason = "a number of bytes, never negative")]
-        let peak_memory_bytes = ((float(peak) * MARGIN) as u64).saturating_add(MARGIN_BYTES);
+        let peak_memory_bytes = ((float(peak) * MARGIN) as u64)
+            .saturating_add(count(kernels::alloc::headroom()))
+            .saturating_add(MARGIN_BYTES);
         #[expect(clippy::as_conversions, reason = "a number of tokens, never negative")]
         let total_tokens = (float(count(plan.sizes.iter().sum())) * plan.times).round() as u64;
         let base = self.model.weights();
@@ -166,9 +168,10 @@ impl Run<'_> {
     fn pass(&mut self, rows: &[usize], grads: &mut Gradients) -> Result<(f64, f64), Halt> {
         let began = Instant::now();
         let batch = self.train.batch(rows)?;
-        let targets = float(count(batch.target_count())).max(1.0);
-        let options = self.step_options(targets, Key::new(0, "rehearsal"));
-        step::forward_backward(self.model.as_ref(), &batch, options, grads)?;
+        let units = float(count(batch.loss_units(self.setup.config.method))).max(1.0);
+        let options = self.step_options(units, Key::new(0, "rehearsal"));
+        let mut forward = Duration::ZERO;
+        self.learn(&batch, options, grads, &mut forward)?;
         Ok((float(count(batch.tokens.len())), began.elapsed().as_secs_f64()))
     }
 
@@ -179,7 +182,7 @@ impl Run<'_> {
         let began = Instant::now();
         let mut tokens = 0;
         for rows in data::by_tokens(corpus, &self.eval_rows, limit).iter().take(2) {
-            step::total_loss(self.model.as_ref(), &corpus.batch(rows)?)?;
+            self.judge(&corpus.batch(rows)?)?;
             tokens += corpus.tokens_in(rows);
         }
         let all = float(corpus.tokens_in(&self.eval_rows));
