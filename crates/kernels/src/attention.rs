@@ -16,15 +16,16 @@
 #![expect(clippy::indexing_slicing, clippy::as_conversions, reason = "offsets of checked shapes")]
 
 use crate::buffer::{for_each_task, input, prepare, tensor, with_data};
-use crate::matmul::{Mat, MatMut, Threads, Tiles, Write, gemm};
+use crate::matmul::{Lines, Mat, MatMut, Right, Threads, Tiles, Write, gemm};
 use crate::segments::Segments;
 use crate::simd;
 use crate::tape::{self, Saves};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::OnceLock;
 
-/// Queries per tile. A multiple of the widths that `gemm`'s inner kernels work on (6, 16).
+/// Queries per tile. A multiple of the rows that the inner kernels of products work on (6, 12).
 const BLOCK: usize = 96;
 
 /// A long sequence's backward pass is cut into at most this many stripes of queries, each at least
@@ -105,6 +106,8 @@ struct Block {
     rows: usize,
     from: usize,
     keys: usize,
+    /// So many of them no query sees; they are there because keys are packed in groups.
+    unseen: usize,
 }
 
 impl Block {
@@ -112,8 +115,9 @@ impl Block {
         self.start + self.first
     }
 
-    fn key(self) -> usize {
-        self.start + self.from
+    /// Keys of the sequence.
+    fn seen(self) -> Range<usize> {
+        self.from..self.from + self.keys
     }
 }
 
@@ -131,6 +135,12 @@ impl AttentionShape {
         from..queries.end
     }
 
+    /// [`AttentionShape::keys`] and those before, to where packed keys can be cut.
+    fn span(&self, queries: Range<usize>, len: usize) -> Range<usize> {
+        let keys = self.keys(queries, len);
+        keys.start / Right::ALIGN * Right::ALIGN..keys.end
+    }
+
     /// Columns of a tile's row `i` that its query sees.
     fn live(&self, block: Block, i: usize) -> Range<usize> {
         let query = block.first + i;
@@ -143,8 +153,9 @@ impl AttentionShape {
         let (start, len, end) = (sequence.start, sequence.len(), queries.end);
         queries.step_by(BLOCK).map(move |first| {
             let rows = BLOCK.min(end - first);
-            let keys = self.keys(first..first + rows, len);
-            Block { start, first, rows, from: keys.start, keys: keys.len() }
+            let keys = self.span(first..first + rows, len);
+            let unseen = self.keys(first..first + rows, len).start - keys.start;
+            Block { start, first, rows, from: keys.start, keys: keys.len(), unseen }
         })
     }
 
@@ -164,19 +175,33 @@ impl AttentionShape {
         let (q, k, v) = (Mat::new(q, self.heads * d), Mat::new(k, self.kv_heads * d), Mat::new(v, self.kv_heads * d));
         let mut lse = vec![0.0; self.heads * n];
         let (out, lse_tiles) = (Tiles::new(out, self.heads * d), Tiles::new(&mut lse, n));
-        let mut tasks: Vec<Block> = self.segments.ranges().flat_map(|r| self.blocks(&r, 0..r.len())).collect();
-        tasks.sort_by_key(|b| std::cmp::Reverse(b.keys));
+        let sequences: Vec<Range<usize>> = self.segments.ranges().collect();
+        let packed: Vec<(Right<'_>, Right<'_>)> = (0..sequences.len() * self.kv_heads)
+            .into_par_iter()
+            .map(|i| {
+                let (rows, kv) = (&sequences[i / self.kv_heads], i % self.kv_heads);
+                let k = k.block(rows.start, rows.len(), kv * d, d);
+                let v = v.block(rows.start, rows.len(), kv * d, d);
+                (Right::new(k.t(), Lines::default()), Right::new(v, Lines::default()))
+            })
+            .collect();
+        let mut tasks: Vec<(usize, Block)> = Vec::new();
+        for (i, sequence) in sequences.iter().enumerate() {
+            tasks.extend(self.blocks(sequence, 0..sequence.len()).map(|b| (i, b)));
+        }
+        tasks.sort_by_key(|(_, b)| std::cmp::Reverse(b.keys));
         let largest = self.largest();
         for_each_task(
             tasks.len() * self.heads,
             || vec![0.0; largest],
             |scores, task| {
-                let (block, head) = (tasks[task / self.heads], task % self.heads);
-                let (keys, kv) = (block.keys, head / self.group());
+                let ((sequence, block), head) = (tasks[task / self.heads], task % self.heads);
+                let keys = block.keys;
+                let (packed_k, packed_v) = &packed[sequence * self.kv_heads + head / self.group()];
                 let scores = &mut scores[..block.rows * keys];
                 let qb = q.block(block.row(), block.rows, head * d, d);
-                let kb = k.block(block.key(), keys, kv * d, d);
-                gemm(&mut MatMut::new(scores, keys), Write::Replace, self.scale(), qb, kb.t(), Threads::One);
+                let mut dst = MatMut::new(scores, keys);
+                packed_k.multiply(&mut dst, Write::Replace, self.scale(), qb, (0..d, block.seen()));
                 // SAFETY: every (block, head) owns its rectangle of both outputs.
                 let (mut o, mut lse) = unsafe {
                     (out.tile(block.row(), block.rows, head * d, d), lse_tiles.tile(head, 1, block.row(), block.rows))
@@ -194,8 +219,8 @@ impl AttentionShape {
                     simd::scale(live, 1.0 / sum);
                     *lse = max + sum.ln();
                 }
-                let vb = v.block(block.key(), keys, kv * d, d);
-                gemm(&mut o, Write::Replace, 1.0, Mat::new(scores, keys), vb, Threads::One);
+                let p = Mat::new(scores, keys).block(0, block.rows, block.unseen, keys - block.unseen);
+                packed_v.multiply(&mut o, Write::Replace, 1.0, p, (block.from + block.unseen..block.from + keys, 0..d));
             },
         );
         lse
@@ -210,6 +235,14 @@ struct Saved<'a> {
     out: Mat<'a>,
     grad: Mat<'a>,
     lse: &'a [f32],
+}
+
+/// What one thread keeps from task to task of the backward pass.
+struct Scratch {
+    scores: Vec<f32>,
+    dp: Vec<f32>,
+    /// Packed keys and values.
+    packed: [Lines; 3],
 }
 
 /// One stripe of queries of one sequence, and the keys they see, counted from the sequence's first.
@@ -241,7 +274,7 @@ impl AttentionShape {
             };
             let cut = (0..count).rev().map(|i| boundary(i)..boundary(i + 1)).filter(|queries| !queries.is_empty());
             stripes.extend(cut.map(|queries| {
-                let keys = self.keys(queries.clone(), len);
+                let keys = self.span(queries.clone(), len);
                 Stripe { sequence: sequence.clone(), queries, keys }
             }));
         }
@@ -266,8 +299,8 @@ impl AttentionShape {
         order.sort_by_cached_key(|&i| std::cmp::Reverse(work(&stripes[i])));
         for_each_task(
             order.len() * self.kv_heads,
-            || (vec![0.0; largest], vec![0.0; largest]),
-            |(scores, dp), task| {
+            || Scratch { scores: vec![0.0; largest], dp: vec![0.0; largest], packed: Default::default() },
+            |scratch, task| {
                 let (at, kv) = (order[task / self.kv_heads], task % self.kv_heads);
                 let stripe = &stripes[at];
                 let (key, keys) = (stripe.key(), stripe.keys.len());
@@ -277,11 +310,11 @@ impl AttentionShape {
                     // SAFETY: one stripe per sequence owns its output, and every kv head its columns.
                     let (mut dk, mut dv) =
                         unsafe { (dk_tiles.tile(key, keys, kv * d, d), dv_tiles.tile(key, keys, kv * d, d)) };
-                    self.backward_stripe(saved, stripe, kv, (scores, dp), &mut dq, (&mut dk, &mut dv));
+                    self.backward_stripe(saved, stripe, kv, scratch, &mut dq, (&mut dk, &mut dv));
                 } else {
                     let (mut dk, mut dv) = (vec![0.0; keys * d], vec![0.0; keys * d]);
                     let sums = (&mut MatMut::new(&mut dk, d), &mut MatMut::new(&mut dv, d));
-                    self.backward_stripe(saved, stripe, kv, (scores, dp), &mut dq, sums);
+                    self.backward_stripe(saved, stripe, kv, scratch, &mut dq, sums);
                     // A task runs once, so its cell is empty.
                     let _ = shares[at * self.kv_heads + kv].set((dk, dv));
                 }
@@ -310,27 +343,33 @@ impl AttentionShape {
 
     /// One stripe of queries against one key/value head: writes its `dQ`, adds to `dk` and `dv`
     /// (`(keys, D)`, the keys that the stripe sees).
-    fn backward_stripe<'t>(
+    fn backward_stripe<'a, 't>(
         &self,
-        saved: &Saved<'_>,
+        saved: &Saved<'a>,
         stripe: &Stripe,
         kv: usize,
-        (scores, dp): (&mut [f32], &mut [f32]),
+        scratch: &mut Scratch,
         dq: &mut dyn FnMut(Block, usize) -> MatMut<'t>,
         (dk, dv): (&mut MatMut<'_>, &mut MatMut<'_>),
     ) {
         let (d, n, scale) = (self.head_dim, self.segments.tokens(), self.scale());
+        let Scratch { scores, dp, packed } = scratch;
+        let [for_s, for_dp, for_dq] = std::mem::take(packed);
+        let of = |m: Mat<'a>| m.block(stripe.key(), stripe.keys.len(), kv * d, d);
+        let k_t = Right::new(of(saved.k).t(), for_s);
+        let v_t = Right::new(of(saved.v).t(), for_dp);
+        let k = Right::new(of(saved.k), for_dq);
         for head in kv * self.group()..(kv + 1) * self.group() {
             for block in self.blocks(&stripe.sequence, stripe.queries.clone()) {
                 let (at, keys) = (block.from - stripe.keys.start, block.keys);
+                let seen = at..at + keys;
                 let (scores, dp) = (&mut scores[..block.rows * keys], &mut dp[..block.rows * keys]);
                 let qb = saved.q.block(block.row(), block.rows, head * d, d);
                 let gb = saved.grad.block(block.row(), block.rows, head * d, d);
                 let ob = saved.out.block(block.row(), block.rows, head * d, d);
-                let kb = saved.k.block(block.key(), keys, kv * d, d);
-                let vb = saved.v.block(block.key(), keys, kv * d, d);
-                gemm(&mut MatMut::new(scores, keys), Write::Replace, scale, qb, kb.t(), Threads::One);
-                gemm(&mut MatMut::new(dp, keys), Write::Replace, 1.0, gb, vb.t(), Threads::One);
+                let (mut s_tile, mut dp_tile) = (MatMut::new(scores, keys), MatMut::new(dp, keys));
+                k_t.multiply(&mut s_tile, Write::Replace, scale, qb, (0..d, seen.clone()));
+                v_t.multiply(&mut dp_tile, Write::Replace, 1.0, gb, (0..d, seen.clone()));
                 let rows = scores.chunks_exact_mut(keys).zip(dp.chunks_exact_mut(keys));
                 for (i, (scores, dp)) in rows.enumerate() {
                     let live = self.live(block, i);
@@ -349,9 +388,11 @@ impl AttentionShape {
                 let (p, ds) = (Mat::new(scores, keys), Mat::new(dp, keys));
                 gemm(&mut dv.rows(at, keys), Write::Add, 1.0, p.t(), gb, Threads::One);
                 gemm(&mut dk.rows(at, keys), Write::Add, scale, ds.t(), qb, Threads::One);
-                gemm(&mut dq(block, head), Write::Replace, scale, ds, kb, Threads::One);
+                let ds = ds.block(0, block.rows, block.unseen, keys - block.unseen);
+                k.multiply(&mut dq(block, head), Write::Replace, scale, ds, (at + block.unseen..at + keys, 0..d));
             }
         }
+        *packed = [k_t, v_t, k].map(Right::into_lines);
     }
 }
 

@@ -25,8 +25,10 @@ use std::sync::OnceLock;
 /// Target of a token that does not count.
 pub const IGNORE: u32 = u32::MAX;
 
-/// Bytes of logits alive at once.
-const CHUNK_BYTES: usize = 16 << 20;
+/// Bytes of logits alive at once: up to the second figure while a chunk has fewer than [`ENOUGH_ROWS`], because the
+/// weight is packed again for every chunk.
+const CHUNK_BYTES: [usize; 2] = [16 << 20, 64 << 20];
+const ENOUGH_ROWS: usize = 384;
 
 /// `x (N, C)`, `w (V, C)` frozen, `targets (N)` → scalar. The gradient flows to `x` only.
 ///
@@ -138,7 +140,8 @@ impl Plan {
     pub(crate) fn run(&self, x: &[f32], w: &[f32], need: Need, factor: &(dyn Fn(usize) -> f32 + Sync)) -> Outcome {
         let (c, v) = (self.c, self.vocabulary);
         let weight = Mat::new(w, c);
-        let chunk_rows = (CHUNK_BYTES / (4 * v)).clamp(16, 4096).min(self.rows.len().max(1));
+        let [rows, most] = CHUNK_BYTES.map(|bytes| bytes / (4 * v));
+        let chunk_rows = rows.max(most.min(ENOUGH_ROWS)).clamp(16, 4096).min(self.rows.len().max(1));
         let (mut logits, mut xs) = (vec![0.0; chunk_rows * v], vec![0.0; chunk_rows * c]);
         let mut dxs = if need.dx { vec![0.0; chunk_rows * c] } else { Vec::new() };
         let mut dx = need.dx.then(|| vec![0.0; self.n * c]);

@@ -42,7 +42,7 @@ impl Glu {
             (&[n, f], up) if up == [n, f] && n * f > 0 => {}
             (gate, up) => bail!("{name}: gate is {gate:?} and up is {up:?}; expected (N, F) twice, none of them zero"),
         }
-        tape::apply2([&prepare(name, "gate", gate)?, &prepare(name, "up", up)?], self, Saves::INPUTS)
+        tape::apply2([&prepare(name, "gate", gate)?, &prepare(name, "up", up)?], self, Saves::INPUTS_CHEAP)
     }
 }
 

@@ -7,7 +7,7 @@ mod block;
 mod micro;
 mod pack;
 
-pub(crate) use pack::LowRank;
+pub(crate) use pack::{Lines, LowRank, Right};
 
 use crate::buffer;
 use std::marker::PhantomData;

@@ -18,7 +18,7 @@ const ROWS_PER_SUM: usize = 64;
 pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
     check("rms_norm", x, w)?;
     let w = prepare("rms_norm", "w", w)?.to_vec1()?;
-    tape::apply1(&prepare("rms_norm", "x", x)?, RmsNorm { w, eps: eps as f32 }, Saves::INPUTS)
+    tape::apply1(&prepare("rms_norm", "x", x)?, RmsNorm { w, eps: eps as f32 }, Saves::INPUTS_CHEAP)
 }
 
 /// `x (N, C)`, `w (C)` → `(N, C)`, with a gradient for `w` too.
@@ -26,7 +26,7 @@ pub fn rms_norm_trainable(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
     const OP: &str = "rms_norm_trainable";
     check(OP, x, w)?;
     let op = RmsNormTrainable { eps: eps as f32 };
-    tape::apply2([&prepare(OP, "x", x)?, &prepare(OP, "w", w)?], op, Saves::INPUTS)
+    tape::apply2([&prepare(OP, "x", x)?, &prepare(OP, "w", w)?], op, Saves::INPUTS_CHEAP)
 }
 
 fn check(op: &str, x: &Tensor, w: &Tensor) -> Result<()> {

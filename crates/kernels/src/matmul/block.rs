@@ -2,7 +2,7 @@
 //!
 //! The right side is packed in parts of at most [`PART`] floats (last-level cache). A task multiplies some rows
 //! by some panels: [`KC`] of the inner dimension at a time, panels in groups that fit the second-level cache,
-//! left rows in tiles copied to the first. Every element of the product is summed in the same order however
+//! left rows copied together beside them, a tile at a time through the first. Every element of the product is summed in the same order however
 //! the work is cut.
 
 #![expect(clippy::indexing_slicing, reason = "offsets of checked shapes")]
@@ -29,8 +29,9 @@ const MIN_ROWS: usize = 8;
 const ROWS: Range<usize> = 48..192;
 /// Tasks a product is cut into, if it is large enough.
 const TASKS: usize = 32;
-/// The largest tile.
-const TILE: usize = 12 * 32;
+/// Rows and floats of the largest tile.
+const TALLEST: usize = 12;
+const TILE: usize = TALLEST * 32;
 
 thread_local! {
     /// The packed right side of products that one thread makes.
@@ -125,29 +126,34 @@ pub(super) fn serial(set: &Set, dst: &mut MatMut<'_>, write: Write, scale: f32, 
 /// The product with a packed right side, on this thread.
 pub(super) fn compute(set: &Set, dst: &mut MatMut<'_>, write: Write, scale: f32, a: Mat<'_>, b: Packed<'_>) {
     let (width, k) = (set.width(), a.cols);
-    let mut left = LEFT.take();
+    let mut copies = LEFT.take();
     let panels = b.n.div_ceil(width);
+    let tiles: Vec<(usize, usize, bool)> = tiles_of(set, a.rows).collect();
     for inner in (0..k).step_by(KC) {
         let depth = KC.min(k - inner);
         let add = write == Write::Add || inner > 0;
         let group = (GROUP / (depth * width)).max(1);
+        let places = copies.get(tiles.len() * TALLEST * ROW).chunks_exact_mut(TALLEST * ROW);
+        let lefts: Vec<Left> = tiles
+            .iter()
+            .zip(places)
+            .map(|(&(row, height, _), copy)| {
+                left_side(a.block(row, height.min(a.rows - row), inner, depth), height, copy)
+            })
+            .collect();
         for first in (0..panels).step_by(group) {
-            for (row, height, high) in tiles_of(set, a.rows) {
+            for (&(row, height, low), &left) in tiles.iter().zip(&lefts) {
                 let live = height.min(a.rows - row);
-                let rows = a.block(row, live, inner, depth);
-                let left = left_side(rows, height, left.get(12 * ROW));
                 for p in first..panels.min(first + group) {
-                    let right = &b.panel(set, p)[inner * width..][..depth * width];
+                    let right = &b.panel(set, p)[(b.first + inner) * width..][..depth * width];
                     let cols = width.min(b.n - p * width);
-                    let mut target = dst.at(row, live, p * width, cols);
-                    target.add = add;
-                    target.scale = scale;
-                    tile(set, (height, high), left, right, (live, cols), target);
+                    let target = Target { add, scale, ..dst.at(row, live, p * width, cols) };
+                    tile(set, (height, low), left, right, (live, cols), target);
                 }
             }
         }
     }
-    LEFT.set(left);
+    LEFT.set(copies);
 }
 
 /// Tiles of `m` rows: `(first row, height, whether it is a low one)`. The last may reach beyond `m`.
@@ -238,7 +244,7 @@ impl<'a> Packed<'a> {
     fn panels(&self, set: &Set, first: usize, count: usize) -> Packed<'a> {
         let width = set.width();
         let n = (self.n - first * width).min(count * width);
-        Packed { data: &self.data[first * width * self.k..], k: self.k, n }
+        Packed { data: &self.data[first * width * self.k..], n, ..*self }
     }
 }
 

@@ -5,6 +5,7 @@
 use super::micro::Set;
 use super::{Mat, MatMut, Write, block};
 use crate::buffer::for_each_task;
+use std::ops::Range;
 
 /// Floats from one row of a copied left side to the next: a multiple of a cache line, but no power of two,
 /// so that rows do not compete for the same places in the cache.
@@ -32,6 +33,14 @@ impl Lines {
     }
 }
 
+impl Lines {
+    /// What the last [`Lines::get`] gave.
+    fn filled(&self, len: usize) -> &[f32] {
+        let start = self.data.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
+        &self.data[start..start + len]
+    }
+}
+
 /// A low-rank correction of a right side: `right + scale · u v`, with `u (k, r)` and `v (r, n)`.
 #[derive(Clone, Copy)]
 pub(crate) struct LowRank<'a> {
@@ -46,6 +55,8 @@ pub(crate) struct LowRank<'a> {
 pub(crate) struct Packed<'a> {
     pub(super) data: &'a [f32],
     pub(super) k: usize,
+    /// The row that a product begins with.
+    pub(super) first: usize,
     pub(super) n: usize,
 }
 
@@ -84,17 +95,117 @@ impl<'a> Packed<'a> {
             let mut small = Lines::default();
             (0..panels).for_each(|p| one(&mut small, p));
         }
-        Self { data, k, n }
+        Self { data, k, first: 0, n }
+    }
+}
+
+fn copy_rows<const WIDTH: usize>(panel: &mut [f32], b: Mat<'_>) {
+    for (k, to) in panel.as_chunks_mut::<WIDTH>().0.iter_mut().enumerate() {
+        if let Some(from) = b.row(k).first_chunk() {
+            *to = *from;
+        }
+    }
+}
+
+/// A right side for several products, packed once.
+pub(crate) struct Right<'a> {
+    mat: Mat<'a>,
+    lines: Lines,
+}
+
+impl<'a> Right<'a> {
+    /// Packs `b` on this thread, into `lines`.
+    pub(crate) fn new(b: Mat<'a>, mut lines: Lines) -> Self {
+        if let Some(set) = block::kernels() {
+            Packed::pack(set, lines.get(Packed::len(set, b.rows, b.cols)), b, None, false);
+        }
+        Self { mat: b, lines }
+    }
+
+    /// The buffer, to be used again.
+    pub(crate) fn into_lines(self) -> Lines {
+        self.lines
+    }
+
+    /// `dst = scale · a b`, or `dst += …`, on this thread, where `b` is the part of the packed matrix with the rows
+    /// `inner` and the columns `cols`. The columns must begin at a multiple of [`Right::ALIGN`].
+    pub(crate) fn multiply(
+        &self,
+        dst: &mut MatMut<'_>,
+        write: Write,
+        scale: f32,
+        a: Mat<'_>,
+        (inner, cols): (Range<usize>, Range<usize>),
+    ) {
+        let Some(set) = block::kernels().filter(|_| block::fits(a.rows)) else {
+            let b = self.mat.block(inner.start, inner.len(), cols.start, cols.len());
+            return super::gemm(dst, write, scale, a, b, super::Threads::One);
+        };
+        assert!(a.cols == inner.len() && inner.end <= self.mat.rows && cols.end <= self.mat.cols, "rows do not fit");
+        assert!(cols.start.is_multiple_of(set.width()), "columns from {} are not whole panels", cols.start);
+        let (k, width) = (self.mat.rows, set.width());
+        let data = self.lines.filled(Packed::len(set, k, self.mat.cols));
+        let from = cols.start * k;
+        let packed = Packed { data: &data[from..], k, first: inner.start, n: cols.len() };
+        debug_assert!(from.is_multiple_of(width));
+        block::compute(set, dst, write, scale, a, packed);
+    }
+
+    /// Columns of a panel, on every machine a divisor of this.
+    pub(crate) const ALIGN: usize = 32;
+}
+
+/// Rows and columns that [`transpose`] takes at a time.
+#[cfg(target_arch = "x86_64")]
+const EDGE: usize = 8;
+
+/// `to[i * stride + j] = from[j][i]` for `i` and `j` below [`EDGE`].
+///
+/// # Safety
+/// The machine has AVX2, and all of that is inside its allocations.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+unsafe fn transpose(from: [*const f32; EDGE], to: *mut f32, stride: usize) {
+    use std::arch::x86_64::{
+        _mm256_loadu_ps, _mm256_permute2f128_ps, _mm256_shuffle_ps, _mm256_storeu_ps, _mm256_unpackhi_ps,
+        _mm256_unpacklo_ps,
+    };
+    // SAFETY: the caller's promise.
+    let r = from.map(|p| unsafe { _mm256_loadu_ps(p) });
+    // Pairs of rows, then fours, then all eight.
+    let pair = |i: usize| (_mm256_unpacklo_ps(r[i], r[i + 1]), _mm256_unpackhi_ps(r[i], r[i + 1]));
+    let four = |i: usize| {
+        let ((a, b), (c, d)) = (pair(i), pair(i + 2));
+        [
+            _mm256_shuffle_ps::<0x44>(a, c),
+            _mm256_shuffle_ps::<0xee>(a, c),
+            _mm256_shuffle_ps::<0x44>(b, d),
+            _mm256_shuffle_ps::<0xee>(b, d),
+        ]
+    };
+    for (i, (low, high)) in four(0).into_iter().zip(four(4)).enumerate() {
+        // SAFETY: as above.
+        unsafe {
+            _mm256_storeu_ps(to.add(i * stride), _mm256_permute2f128_ps::<0x20>(low, high));
+            _mm256_storeu_ps(to.add((i + 4) * stride), _mm256_permute2f128_ps::<0x31>(low, high));
+        }
     }
 }
 
 /// `panel[k][j] = b[k][j]`, and zeros in the columns `b` lacks.
 fn pack_panel(panel: &mut [f32], b: Mat<'_>, width: usize) {
     if b.col_stride == 1 {
-        for (k, to) in panel.chunks_exact_mut(width).enumerate() {
-            let (live, pad) = to.split_at_mut(b.cols);
-            live.copy_from_slice(b.row(k));
-            pad.fill(0.0);
+        // Whole rows of the usual widths are copied as arrays: a few moves instead of a call.
+        match b.cols {
+            32 if width == 32 => copy_rows::<32>(panel, b),
+            16 if width == 16 => copy_rows::<16>(panel, b),
+            _ => {
+                for (k, to) in panel.chunks_exact_mut(width).enumerate() {
+                    let (live, pad) = to.split_at_mut(b.cols);
+                    live.copy_from_slice(b.row(k));
+                    pad.fill(0.0);
+                }
+            }
         }
         return;
     }
@@ -102,7 +213,23 @@ fn pack_panel(panel: &mut [f32], b: Mat<'_>, width: usize) {
     let columns = b.t();
     for (at, piece) in panel.chunks_mut(LINE * width).enumerate() {
         let rows = piece.len() / width;
-        for j in 0..b.cols {
+        let mut done = 0;
+        #[cfg(target_arch = "x86_64")]
+        if rows == LINE {
+            // Both kernel sets are for machines that have AVX2.
+            while done + EDGE <= b.cols {
+                let square: [&[f32]; EDGE] = std::array::from_fn(|j| &columns.row(done + j)[at * LINE..][..LINE]);
+                for half in [0, EDGE] {
+                    // SAFETY: `EDGE` floats from `half` on in each column; the panel has `EDGE` rows from there on, and
+                    // `EDGE` floats from column `done` on in each.
+                    unsafe {
+                        transpose(square.map(|s| s[half..].as_ptr()), piece[half * width + done..].as_mut_ptr(), width)
+                    };
+                }
+                done += EDGE;
+            }
+        }
+        for j in done..b.cols {
             let column = &columns.row(j)[at * LINE..][..rows];
             for (to, x) in piece[j..].iter_mut().step_by(width).zip(column) {
                 *to = *x;

@@ -214,6 +214,18 @@ impl Batch {
         Ok(Self { targets: vec![IGNORE; tokens.len()], positions: segments.positions(), segments, tokens })
     }
 
+    /// The sequences at `ranges`, which lie end to end. `None` when they are not sequences of this batch.
+    pub(super) fn part(&self, ranges: &[Range<usize>]) -> Option<Self> {
+        let rows = ranges.first()?.start..ranges.last()?.end;
+        let lengths: Vec<usize> = ranges.iter().map(ExactSizeIterator::len).collect();
+        Some(Self {
+            tokens: self.tokens.get(rows.clone())?.to_vec(),
+            targets: self.targets.get(rows.clone())?.to_vec(),
+            positions: self.positions.get(rows)?.to_vec(),
+            segments: Segments::from_lengths(&lengths).ok()?,
+        })
+    }
+
     /// Number of tokens that carry loss.
     #[must_use]
     pub fn target_count(&self) -> usize {

@@ -3,6 +3,9 @@
 //! Every block is recorded on a tape of its own, whose backward pass begins with the gradient that came from
 //! above and frees activations as it goes. With recomputation only block inputs are kept, and the block runs
 //! again. The result is the same to the bit either way.
+//!
+//! A micro-batch of several sequences runs in parts of about [`PART_TOKENS`] tokens, one after the other, whose
+//! gradients are added up: activations are kept for one part only, at no cost in speed.
 
 use super::{
     TrainError,
@@ -13,7 +16,13 @@ use super::{
 };
 use candle_core::{Tensor, Var};
 use kernels::Tape;
-use std::time::{Duration, Instant};
+use std::{
+    ops::Range,
+    time::{Duration, Instant},
+};
+
+/// Tokens that run at once where sequences can be separated: enough for products to reach their full speed.
+pub const PART_TOKENS: usize = 1024;
 
 /// How one micro-batch is run.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -49,6 +58,44 @@ pub fn forward_backward(
 /// # Errors
 /// Tensor errors only.
 pub fn forward_backward_timed(
+    model: &dyn CausalLm,
+    batch: &Batch,
+    options: StepOptions,
+    grads: &mut Gradients,
+    forward: &mut Duration,
+) -> Result<f64, TrainError> {
+    let parts = parts(batch);
+    if parts.is_empty() {
+        return run(model, batch, options, grads, forward);
+    }
+    let mut loss = 0.0;
+    for (number, part) in (0_u64..).zip(&parts) {
+        // Each part draws masks of its own.
+        let dropout = options.dropout.map(|d| Dropout { key: d.key.at(number), ..d });
+        loss += run(model, part, StepOptions { dropout, ..options }, grads, forward)?;
+    }
+    Ok(loss)
+}
+
+/// The batch cut between sequences into parts of at most [`PART_TOKENS`] tokens, or one longer sequence each; none
+/// when it is small enough as it is.
+fn parts(batch: &Batch) -> Vec<Batch> {
+    if batch.tokens.len() <= PART_TOKENS || batch.segments.count() < 2 {
+        return Vec::new();
+    }
+    let mut parts: Vec<Vec<Range<usize>>> = Vec::new();
+    for range in batch.segments.ranges() {
+        match parts.last_mut() {
+            Some(part) if part.first().is_some_and(|f| range.end.saturating_sub(f.start) <= PART_TOKENS) => {
+                part.push(range);
+            }
+            _ => parts.push(vec![range]),
+        }
+    }
+    parts.iter().filter_map(|ranges| batch.part(ranges)).collect()
+}
+
+fn run(
     model: &dyn CausalLm,
     batch: &Batch,
     options: StepOptions,
