@@ -1,7 +1,7 @@
 # The targets are what CI runs. PROFILE=dev builds faster and runs slower.
 PROFILE ?= release
 
-.PHONY: help setup demo up test test-resume check bench build
+.PHONY: help setup demo up test test-resume check bench bench-trainer build
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,3 +29,7 @@ check: ## Formatting, lints, dependency directions, file lengths, licences
 
 bench: setup build ## Measure start-up, memory and latency of the programs
 	@python3 scripts/bench_laptop.py target/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
+
+bench-trainer: ## Compare training speed and memory with PyTorch + PEFT (own virtual environment, about 15 minutes)
+	@cargo build --quiet --release --workspace --example bench_step
+	@python3 scripts/bench_trainer.py --write

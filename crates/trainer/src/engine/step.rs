@@ -64,7 +64,7 @@ pub fn forward_backward_timed(
     grads: &mut Gradients,
     forward: &mut Duration,
 ) -> Result<f64, TrainError> {
-    let parts = parts(batch);
+    let parts = parts(batch)?;
     if parts.is_empty() {
         return run(model, batch, options, grads, forward);
     }
@@ -79,9 +79,9 @@ pub fn forward_backward_timed(
 
 /// The batch cut between sequences into parts of at most [`PART_TOKENS`] tokens, or one longer sequence each; none
 /// when it is small enough as it is.
-fn parts(batch: &Batch) -> Vec<Batch> {
+fn parts(batch: &Batch) -> Result<Vec<Batch>, TrainError> {
     if batch.tokens.len() <= PART_TOKENS || batch.segments.count() < 2 {
-        return Vec::new();
+        return Ok(Vec::new());
     }
     let mut parts: Vec<Vec<Range<usize>>> = Vec::new();
     for range in batch.segments.ranges() {
@@ -92,7 +92,8 @@ fn parts(batch: &Batch) -> Vec<Batch> {
             _ => parts.push(vec![range]),
         }
     }
-    parts.iter().filter_map(|ranges| batch.part(ranges)).collect()
+    let part = |ranges: &Vec<_>| batch.part(ranges).ok_or_else(|| TrainError::internal("a batch cannot be cut"));
+    parts.iter().map(part).collect()
 }
 
 fn run(
