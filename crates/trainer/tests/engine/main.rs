@@ -6,6 +6,7 @@ mod architectures;
 mod base_dtype;
 mod equal;
 mod estimate;
+mod hub_configs;
 mod kill;
 mod merge;
 mod model;
