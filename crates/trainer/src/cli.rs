@@ -31,7 +31,8 @@ enum Command {
     /// Generate text with a model and, optionally, an adapter.
     #[command(after_long_help = GENERATE_HELP)]
     Generate(GenerateArgs),
-    /// Tell what a run will need, in memory and time, by rehearsing a part of it.
+    /// Tell what a run will need, in memory and time, by rehearsing a part of it: local files, or (without --config)
+    /// the attempt that the environment describes as for `run`.
     Estimate(EstimateArgs),
     /// Merge an adapter into its base model: a model directory that needs no adapter.
     Merge(MergeArgs),
@@ -61,8 +62,8 @@ Environment:
   MAX_CONCURRENT_JOBS    attempts at once; more are answered 409 with retry-after (default: 1)
   SCRATCH_DIR, HONE_THREADS, CACHE_MAX_BYTES are passed on to the attempts.
 
-Routes: POST /training/start, GET /training/{job}/{attempt}, POST /training/{job}/{attempt}/stop, GET /models,
-GET /health, GET /ready, GET /metrics. SIGTERM stops the attempts in order: each writes a checkpoint first.";
+Routes: POST /training/start, GET /training/{job}/{attempt}, POST /training/{job}/{attempt}/stop, POST /estimate,
+GET /models, GET /health, GET /ready, GET /metrics. SIGTERM stops the attempts in order: each writes a checkpoint first.";
 
 const GENERATE_HELP: &str = "\
 Examples:
@@ -118,7 +119,7 @@ pub fn main() -> ExitCode {
     let env = Env::from_process();
     let result = match cli.command {
         Command::Generate(args) => generate::run(&args).map(|()| ExitCode::SUCCESS),
-        Command::Estimate(args) => estimate::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Estimate(args) => block_on(estimate::run(args, env)),
         Command::Merge(args) => merge(&args),
         Command::Serve => {
             // Actix wants to make its own runtime.

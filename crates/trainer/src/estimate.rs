@@ -1,13 +1,16 @@
-//! `hone-trainer estimate`: what a run on local files will need, before it runs.
+//! `hone-trainer estimate`: what a run will need, before it runs.
 
 use crate::{
     engine,
     local::{self, LocalRun},
+    run,
 };
 use clap::Args;
+use service::Env;
 use std::{
     io::{self, Write},
-    path::{Path, PathBuf},
+    path::PathBuf,
+    process::ExitCode,
     time::Duration,
 };
 use wire::estimate::Estimate;
@@ -15,16 +18,16 @@ use wire::estimate::Estimate;
 #[derive(Debug, Args)]
 pub struct EstimateArgs {
     /// Training configuration (YAML or JSON).
-    #[arg(long, value_name = "FILE")]
-    config: PathBuf,
+    #[arg(long, value_name = "FILE", requires_all = ["model", "data"])]
+    config: Option<PathBuf>,
     /// Model directory in Hugging Face layout.
-    #[arg(long, value_name = "DIR")]
-    model: PathBuf,
+    #[arg(long, value_name = "DIR", requires = "config")]
+    model: Option<PathBuf>,
     /// Training data; the format is detected.
-    #[arg(long, value_name = "FILE")]
-    data: PathBuf,
+    #[arg(long, value_name = "FILE", requires = "config")]
+    data: Option<PathBuf>,
     /// Held-out data in the same format.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "config")]
     validation: Option<PathBuf>,
     /// Compute threads; all cores when absent.
     #[arg(long, env = "HONE_THREADS", value_name = "N")]
@@ -51,23 +54,23 @@ impl Drop for Scratch {
 ///
 /// # Errors
 /// Unreadable inputs, a configuration that cannot run, or too little memory for it.
-pub fn run(args: &EstimateArgs) -> anyhow::Result<()> {
-    let scratch = Scratch(std::env::temp_dir().join(format!("hone-estimate-{}", std::process::id())));
-    let setup = local::setup(&LocalRun {
-        config: args.config.clone(),
-        model: args.model.clone(),
-        data: args.data.clone(),
-        validation: args.validation.clone(),
-        out: scratch.0.clone(),
-        resume: None,
-        threads: args.threads,
-    })?;
-    let estimate = engine::estimate(&setup, Duration::try_from_secs_f64(args.rehearse)?)?;
+pub async fn run(args: EstimateArgs, env: Env) -> anyhow::Result<ExitCode> {
+    let at_least = Duration::try_from_secs_f64(args.rehearse)?;
+    let (estimate, model) = match (args.config, args.model, args.data) {
+        (Some(config), Some(model), Some(data)) => {
+            let scratch = Scratch(std::env::temp_dir().join(format!("hone-estimate-{}", std::process::id())));
+            let (out, validation, threads) = (scratch.0.clone(), args.validation, args.threads);
+            let name = model.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let setup = local::setup(&LocalRun { config, model, data, validation, out, resume: None, threads })?;
+            (tokio::task::spawn_blocking(move || engine::estimate(&setup, at_least)).await??, name)
+        }
+        _ => run::estimate(&env, at_least).await?,
+    };
     let mut out = io::stdout().lock();
     if args.json {
         writeln!(out, "{}", serde_json::to_string(&estimate)?)?;
     } else {
-        write!(out, "{}", table(&estimate, &args.model))?;
+        write!(out, "{}", table(&estimate, &model))?;
     }
     anyhow::ensure!(
         estimate.fits(),
@@ -75,7 +78,7 @@ pub fn run(args: &EstimateArgs) -> anyhow::Result<()> {
         gigabytes(estimate.peak_memory_bytes),
         estimate.available_memory_bytes.map_or_else(String::new, gigabytes)
     );
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
 #[expect(clippy::as_conversions, reason = "shown with two digits")]
@@ -83,11 +86,10 @@ fn gigabytes(bytes: u64) -> String {
     format!("{:.2} GB", bytes as f64 / 1e9)
 }
 
-fn table(e: &Estimate, model: &Path) -> String {
+fn table(e: &Estimate, model: &str) -> String {
     let available = e.available_memory_bytes.map_or_else(String::new, |a| format!(" of {} available", gigabytes(a)));
-    let name = model.file_name().unwrap_or_default().to_string_lossy();
     format!(
-        "model       {name}: {} parameters, {} of them trained\n\
+        "model       {model}: {} parameters, {} of them trained\n\
          steps       {}, {} tokens, at most {} at once\n\
          memory      {}{available}\n\
          training    {:.1} s\n\

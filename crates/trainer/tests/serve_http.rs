@@ -11,6 +11,8 @@ use std::{fs, process::Command, time::Duration};
 use tempfile::TempDir;
 use wire::{
     EventKind,
+    config::TargetModules,
+    estimate::Estimate,
     job::{StartTraining, TrainerCapabilities, TrainerRun, TrainerRunState},
     job_env::exit,
 };
@@ -160,6 +162,7 @@ async fn strangers_are_turned_away_and_health_is_open() {
     let stranger = reqwest::Client::new();
     for (method, path) in [
         (Method::POST, "/training/start".to_owned()),
+        (Method::POST, "/estimate".to_owned()),
         (Method::GET, path(&world)),
         (Method::POST, format!("{}/stop", path(&world))),
         (Method::GET, "/models".to_owned()),
@@ -174,6 +177,25 @@ async fn strangers_are_turned_away_and_health_is_open() {
     let can: TrainerCapabilities = service.call(Method::GET, "/models", None).await.json().await.unwrap();
     assert!(can.architectures.contains(&"LlamaForCausalLM".to_owned()));
     assert_eq!((can.capacity, can.running), (1, 0));
+}
+
+#[tokio::test]
+async fn an_attempt_can_be_estimated_without_running() {
+    let service = Service::start().await;
+    let world = World::new(Backend::start(), config(10)).await;
+    let reply = service.call(Method::POST, "/estimate", Some(&request(&world))).await;
+    assert_eq!(reply.status(), StatusCode::OK);
+    let told: Estimate = reply.json().await.unwrap();
+    assert_eq!(told.total_steps, 10);
+    assert!(told.peak_memory_bytes > 1 << 20 && told.train_seconds > 0.0, "{told:?}");
+    assert_eq!(service.call(Method::GET, &path(&world), None).await.status(), StatusCode::NOT_FOUND, "nothing ran");
+    let mut impossible = request(&world);
+    impossible.spec.config.lora.target_modules = TargetModules::Names(vec!["query".into()]);
+    let reply = service.call(Method::POST, "/estimate", Some(&impossible)).await;
+    assert_eq!(reply.status(), StatusCode::UNPROCESSABLE_ENTITY);
+    assert!(reply.text().await.unwrap().contains("the model has no projection named `query`"));
+    let secrets = fs::read_dir(service.dir.path().join("scratch/serve")).unwrap().count();
+    assert_eq!(secrets, 0, "the tokens' files are gone");
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ pub use config::RunConfig;
 
 use crate::{
     control::{Deadline, Signal, Switch},
-    engine::TrainError,
+    engine::{self, TrainError},
     gateway::Gateway,
     logfile::LogFile,
     report::{ReportConfig, Reporter},
@@ -27,7 +27,7 @@ use std::{process::ExitCode, sync::Arc, time::Duration};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::Instrument;
 use training::{Attempt, End};
-use wire::{EventKind, event::StopReason, job::Failure, job_env::exit, layout};
+use wire::{EventKind, estimate::Estimate, event::StopReason, job::Failure, job_env::exit, layout};
 
 /// How long the last reports may take when nobody is waiting for the process to leave.
 const REPORT_BUDGET: Duration = Duration::from_secs(600);
@@ -49,6 +49,31 @@ pub async fn run(env: &Env) -> anyhow::Result<ExitCode> {
     tracing::info!(code, "exit");
     drop(telemetry);
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)))
+}
+
+/// Stages the inputs of the attempt that the environment describes, and rehearses it. Nothing is reported or uploaded.
+/// Returns the estimate and the model's name.
+///
+/// # Errors
+/// An unusable environment, inputs that cannot be had, or what the run itself would fail with before its first step.
+pub async fn estimate(env: &Env, at_least: Duration) -> anyhow::Result<(Estimate, String)> {
+    let mut config = RunConfig::from_env(env)?;
+    // Attempts count from 1, so this directory is no attempt's.
+    config.spec.attempt = 0;
+    config.spec.resume_from = None;
+    let config = Arc::new(config);
+    let gateway = Gateway::new(&config.gateway_url, config.token.clone(), config.storage_retry)?;
+    let (spool, _writer) = Spool::open(SpoolConfig::new(config.attempt_dir().join("spool")))?;
+    let (switch, deadline) = (Switch::default(), Deadline::default());
+    let attempt = Attempt { config: Arc::clone(&config), gateway, spool, switch, deadline };
+    let staged = attempt.stage().await;
+    let result = match staged {
+        Ok(setup) => tokio::task::spawn_blocking(move || engine::estimate(&setup, at_least)).await?,
+        Err(error) => Err(error),
+    };
+    // What stays is swept like the remains of any attempt.
+    let _ = std::fs::remove_dir_all(config.attempt_dir());
+    Ok((result?, config.spec.model.name.clone()))
 }
 
 /// Continues the launcher's trace, given as `TRACEPARENT`.

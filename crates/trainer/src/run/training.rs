@@ -93,7 +93,11 @@ impl Attempt {
         self.config.attempt_dir().join("resume")
     }
 
-    async fn stage(&self) -> Result<Setup, TrainError> {
+    /// Brings model, data and checkpoint to this machine.
+    ///
+    /// # Errors
+    /// Storage stayed unreachable, or a file is not what was promised.
+    pub async fn stage(&self) -> Result<Setup, TrainError> {
         let (config, spec) = (&self.config, &self.config.spec);
         let dir = config.attempt_dir();
         let cache = Cache::open(config.scratch.join("cache"), config.cache_bytes)?;

@@ -12,7 +12,7 @@ use std::{
     io::{self, Write},
     os::unix::{fs::OpenOptionsExt, process::ExitStatusExt},
     path::{Path, PathBuf},
-    process::Stdio,
+    process::{Output, Stdio},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -50,6 +50,8 @@ pub struct Children {
     /// Drives and reaps the children. The HTTP workers' runtimes end before the children do.
     runtime: tokio::runtime::Handle,
     known: Mutex<HashMap<Key, Child>>,
+    /// Held by the one pre-flight that runs.
+    estimating: tokio::sync::Mutex<()>,
 }
 
 /// What starting an attempt led to.
@@ -65,7 +67,12 @@ impl Children {
     /// Call inside the runtime that outlives the server.
     #[must_use]
     pub fn new(config: ServeConfig) -> Self {
-        Self { config, runtime: tokio::runtime::Handle::current(), known: Mutex::default() }
+        Self {
+            config,
+            runtime: tokio::runtime::Handle::current(),
+            known: Mutex::default(),
+            estimating: tokio::sync::Mutex::default(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Key, Child>> {
@@ -98,7 +105,7 @@ impl Children {
         }
         let dir = self.config.scratch.join("serve").join(wire::layout::workload_name(request.job_id, request.attempt));
         let _entered = self.runtime.enter();
-        let process = self.command(request, &dir)?.spawn()?;
+        let process = self.command(&["run"], request, &dir)?.spawn()?;
         let run = TrainerRun {
             job_id: request.job_id,
             attempt: request.attempt,
@@ -118,15 +125,15 @@ impl Children {
         Ok(Started::New(run))
     }
 
-    /// `run` with the same contract a launcher gives, secrets in files only this user can read.
-    fn command(&self, request: &StartTraining, dir: &Path) -> io::Result<Command> {
+    /// `verb` with the same contract a launcher gives, secrets in files only this user can read.
+    fn command(&self, verb: &[&str], request: &StartTraining, dir: &Path) -> io::Result<Command> {
         fs::create_dir_all(dir)?;
         let (spec, token) = (dir.join("spec.json"), dir.join("token"));
         write_private(&spec, &serde_json::to_vec(&request.spec)?)?;
         write_private(&token, request.job_token.as_bytes())?;
         let mut command = Command::new(&self.config.program);
         command
-            .arg("run")
+            .args(verb)
             .env(job_env::JOB_ID, request.job_id.to_string())
             .env(job_env::ATTEMPT, request.attempt.to_string())
             .env(job_env::JOB_SPEC_FILE, &spec)
@@ -146,6 +153,23 @@ impl Children {
             command.env("TRACEPARENT", parent);
         }
         Ok(command)
+    }
+
+    /// Runs the pre-flight of an attempt in a process of its own, and waits for what it prints; `None` while another
+    /// one runs.
+    ///
+    /// # Errors
+    /// The child cannot be started.
+    pub async fn estimate(&self, request: &StartTraining) -> io::Result<Option<Output>> {
+        let Ok(_turn) = self.estimating.try_lock() else { return Ok(None) };
+        let name = wire::layout::workload_name(request.job_id, request.attempt);
+        let dir = self.config.scratch.join("serve").join(format!("{name}-estimate"));
+        let mut command = self.command(&["estimate", "--json"], request, &dir)?;
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        let output = self.runtime.spawn(async move { command.output().await }).await;
+        // Holds the token; a failed removal is reported by the next attempt's.
+        let _ = fs::remove_dir_all(&dir);
+        output.map_err(io::Error::other)?.map(Some)
     }
 
     /// Asks an attempt to stop: SIGTERM now, SIGKILL when it takes too long.

@@ -4,6 +4,7 @@
 //! POST /training/start               StartTraining → 201 TrainerRun | 200 started before | 409 at capacity
 //! GET  /training/{job}/{attempt}                   → TrainerRun | 404
 //! POST /training/{job}/{attempt}/stop              → TrainerRun (SIGTERM now, SIGKILL later; idempotent)
+//! POST /estimate                     StartTraining → wire::estimate::Estimate | 422 why it cannot run | 409 another one runs
 //! GET  /models                                     → TrainerCapabilities
 //! GET  /health /ready /metrics
 //! ```

@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 use wire::{
     JobId,
     config::Method,
+    estimate::Estimate,
     job::{StartTraining, TrainerCapabilities},
     problem::{Code, PROBLEM_JSON, Problem},
 };
@@ -19,6 +20,7 @@ pub fn configure(app: &mut web::ServiceConfig) {
     app.route("/training/start", web::post().to(start_training))
         .route("/training/{job}/{attempt}", web::get().to(get_training))
         .route("/training/{job}/{attempt}/stop", web::post().to(stop_training))
+        .route("/estimate", web::post().to(create_estimate))
         .route("/models", web::get().to(list_models));
 }
 
@@ -37,6 +39,25 @@ async fn start_training(
         Ok(Started::Full) => Ok(at_capacity(children.config.capacity)),
         Err(e) => Err(ApiError::new(Code::Unavailable, format!("cannot start the trainer process: {e}")).caused_by(e)),
     }
+}
+
+/// Stages the attempt's inputs and rehearses it. A run that cannot fit into memory is answered too: its estimate says so.
+async fn create_estimate(
+    req: HttpRequest,
+    children: web::Data<Children>,
+    body: web::Json<StartTraining>,
+) -> ApiResult<HttpResponse> {
+    authorise(&req, &children)?;
+    let failed = |e: std::io::Error| {
+        ApiError::new(Code::Unavailable, format!("cannot start the trainer process: {e}")).caused_by(e)
+    };
+    let Some(output) = children.estimate(&body).await.map_err(failed)? else { return Ok(at_capacity(1)) };
+    if let Ok(estimate) = serde_json::from_slice::<Estimate>(&output.stdout) {
+        return Ok(HttpResponse::Ok().json(estimate));
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let reason = said.trim().trim_start_matches("hone-trainer: ");
+    Err(ApiError::new(Code::Invalid, format!("the run cannot be estimated: {reason}")))
 }
 
 async fn get_training(

@@ -14,7 +14,7 @@ const COUNTED_EPOCHS: u64 = 3;
 /// Fresh blocks make the first pass slow; shorter ones than this are warmed up twice.
 const SHORT: Duration = Duration::from_secs(2);
 /// Memory is given with this much more than was seen (small blocks, stacks), and a constant.
-const MARGIN: f64 = 1.02;
+const MARGIN: f64 = 1.05;
 const MARGIN_BYTES: u64 = 2 << 20;
 
 /// The batches of a run.
