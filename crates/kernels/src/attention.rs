@@ -26,7 +26,7 @@ use std::ops::Range;
 use std::sync::OnceLock;
 
 /// Queries per tile. A multiple of the rows that the inner kernels of products work on (6, 12).
-const BLOCK: usize = 96;
+const BLOCK: usize = 48;
 
 /// A long sequence's backward pass is cut into at most this many stripes of queries, each at least
 /// [`STRIPE`] long, that add up their own share of `dK` and `dV`: else one long sequence with few
