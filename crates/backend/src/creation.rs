@@ -128,6 +128,11 @@ fn check_fit(method: Method, format: DatasetFormat) -> Result<()> {
             ("needs rows with answers to learn, and this dataset is plain text", "use `pretrain`")
         }
         (Method::Dpo, DatasetFormat::PreferenceJsonl) => return Ok(()),
+        (Method::Classification, DatasetFormat::LabelledJsonl) => return Ok(()),
+        (Method::Classification, _) => (
+            "`classification` needs labelled texts, and this dataset has none",
+            "use a dataset with `text` and `label`",
+        ),
         (Method::Dpo, _) => (
             "`dpo` needs preference pairs, and this dataset has none",
             "use a dataset with `prompt`, `chosen` and `rejected`",

@@ -78,8 +78,13 @@ fn bench(threads: usize) -> anyhow::Result<Value> {
     let case: Case = serde_json::from_slice(&fs::read(dir.join("batches.json"))?)?;
     let batches = batches(&case)?;
     let longest = case.batches.iter().flatten().map(|r| r.tokens.len()).max().unwrap_or(1);
-    let options =
-        BuildOptions { train_weights: false, random: None, max_positions: longest, base_dtype: BaseDtype::Auto };
+    let options = BuildOptions {
+        train_weights: false,
+        random: None,
+        max_positions: longest,
+        base_dtype: BaseDtype::Auto,
+        classes: None,
+    };
     let mut model = model::load(dir, options)?;
     lora::load(model.as_mut(), &dir.join("adapter"))?;
     let config = AdamWConfig { optim: Optim::AdamwTorch, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 };

@@ -3,9 +3,11 @@
 //! [`TrainingConfig::from_value`] is the only way in: it reports every unknown key (with a
 //! suggestion), every wrong type and every value out of range at once, each with its path.
 
+mod classification;
 mod dpo;
 mod lora;
 
+pub use classification::{ClassificationConfig, Tuning};
 pub use dpo::{DpoConfig, DpoLoss};
 pub use lora::{ALL_LINEAR, LoraConfig, TargetModules};
 
@@ -26,14 +28,8 @@ pub enum Method {
     Pretrain,
     /// Direct preference optimisation of a LoRA adapter on pairs of answers.
     Dpo,
-}
-
-impl Method {
-    /// Whether an adapter is trained rather than the weights.
-    #[must_use]
-    pub const fn trains_adapter(self) -> bool {
-        matches!(self, Self::Sft | Self::Dpo)
-    }
+    /// Sequence classification with an encoder: its classifier, and a LoRA adapter or all weights.
+    Classification,
 }
 
 /// Where the weights start.
@@ -183,6 +179,7 @@ pub struct TrainingConfig {
     pub init: Init,
     pub lora: LoraConfig,
     pub dpo: DpoConfig,
+    pub classification: ClassificationConfig,
     pub training: TrainingParams,
 }
 
@@ -225,6 +222,16 @@ impl TrainingConfig {
                 let detail = format!("training configuration: {}{tail}", first.unwrap_or_default());
                 Err(Problem::new(Code::Invalid, detail).with_errors(errors))
             }
+        }
+    }
+
+    /// Whether an adapter is trained rather than the weights.
+    #[must_use]
+    pub fn trains_adapter(&self) -> bool {
+        match self.method {
+            Method::Sft | Method::Dpo => true,
+            Method::Full | Method::Pretrain => false,
+            Method::Classification => self.classification.tuning == Tuning::Lora,
         }
     }
 
@@ -331,9 +338,14 @@ impl TrainingConfig {
             "needs `method: dpo`; other methods have no use for it".into(),
         );
         require(
-            !(t.packing && self.method == Method::Dpo),
+            self.method == Method::Classification || self.classification == ClassificationConfig::default(),
+            "classification",
+            "needs `method: classification`; other methods have no use for it".into(),
+        );
+        require(
+            !(t.packing && matches!(self.method, Method::Dpo | Method::Classification)),
             "training.packing",
-            "does not go with `method: dpo`: the two answers of a pair stay together".into(),
+            "goes with `sft`, `full` and `pretrain` only: pairs and classified texts are rows of their own".into(),
         );
         require(
             !(t.packing && t.group_by_length),
@@ -346,7 +358,7 @@ impl TrainingConfig {
             "needs `method: sft`; other methods train no adapter, or need the base model as it is for a reference (`dpo`: merge the adapter first)".into(),
         );
         require(
-            self.init == Init::Pretrained || !self.method.trains_adapter(),
+            self.init == Init::Pretrained || matches!(self.method, Method::Full | Method::Pretrain),
             "init",
             "`random` needs `method: full` or `method: pretrain`: an adapter on random weights is useless".into(),
         );
@@ -439,7 +451,7 @@ mod tests {
         assert_eq!(
             of("method: dpo\ninit: random\ntraining: {packing: true}"),
             [
-                "training.packing: does not go with `method: dpo`: the two answers of a pair stay together",
+                "training.packing: goes with `sft`, `full` and `pretrain` only: pairs and classified texts are rows of their own",
                 "init: `random` needs `method: full` or `method: pretrain`: an adapter on random weights is useless"
             ]
         );
@@ -448,6 +460,12 @@ mod tests {
             ["training.group_by_length: does not go with `training.packing`, which makes all sequences about as long"]
         );
         assert_eq!(of("method: dpo\nlora: {init_from: c}").len(), 1);
+        assert!(of("method: classification\nclassification: {tuning: full}").is_empty());
+        assert_eq!(
+            of("classification: {tuning: full}"),
+            ["classification: needs `method: classification`; other methods have no use for it"]
+        );
+        assert_eq!(of("method: classification\ninit: random\ntraining: {packing: true}").len(), 2);
         assert_eq!(
             of("method: dpo\ndpo: {losstype: ipo}"),
             ["dpo.losstype: is not a configuration key did you mean `dpo.loss_type`?"]

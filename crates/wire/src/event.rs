@@ -84,6 +84,10 @@ pub mod metric {
     pub const TRAIN_LOSS: &str = "train_loss";
     /// Mean loss per trained token of the held-out split (nats).
     pub const EVAL_LOSS: &str = "eval_loss";
+    /// Classification: share of the held-out texts whose class was found …
+    pub const EVAL_ACCURACY: &str = "eval_accuracy";
+    /// … and F1, of class 1 where there are two, else the mean over the classes.
+    pub const EVAL_F1: &str = "eval_f1";
     pub const LEARNING_RATE: &str = "learning_rate";
     /// Global gradient norm before clipping.
     pub const GRAD_NORM: &str = "grad_norm";

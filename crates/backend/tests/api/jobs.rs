@@ -94,8 +94,8 @@ async fn every_error_of_a_configuration_is_reported_with_its_path() {
     - dataset: is required: the name of a dataset
     ");
     assert_snapshot!(create(with(json!({"method": "grpo"}))).await, @r"
-    422 INVALID: training configuration: method: unknown variant `grpo`, expected one of `sft`, `full`, `pretrain`, `dpo`
-    - method: unknown variant `grpo`, expected one of `sft`, `full`, `pretrain`, `dpo`
+    422 INVALID: training configuration: method: unknown variant `grpo`, expected one of `sft`, `full`, `pretrain`, `dpo`, `classification`
+    - method: unknown variant `grpo`, expected one of `sft`, `full`, `pretrain`, `dpo`, `classification`
     ");
     assert_snapshot!(create(with(json!({"method": "dpo"}))).await, @r"
     422 INVALID: training configuration: method: `dpo` needs preference pairs, and this dataset has none; use a dataset with `prompt`, `chosen` and `rejected`

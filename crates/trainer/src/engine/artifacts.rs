@@ -2,6 +2,7 @@
 
 use super::{
     Setup, TrainError,
+    classify::Classes,
     files::{self, Tensors},
     lora::{ADAPTER_CONFIG, ADAPTER_FILE, PEFT_PREFIX},
     params::Params,
@@ -35,6 +36,11 @@ const TOKENIZER_FILES: &[&str] = &[
 pub fn adapter_config(setup: &Setup, lora: &LoraConfig, targets: &[String]) -> Result<Vec<u8>, TrainError> {
     let LoraConfig { r, lora_alpha, lora_dropout, use_rslora, use_dora, rank_pattern, .. } = lora;
     let alphas: serde_json::Map<_, _> = lora.alpha_pattern.iter().map(|(k, a)| (k.clone(), number(*a))).collect();
+    let (task, heads) = match setup.config.method {
+        // What PEFT trains and saves whole for this task.
+        Method::Classification => ("SEQ_CLS", Some(["classifier", "score"])),
+        _ => ("CAUSAL_LM", None),
+    };
     let config = json!({
         "alpha_pattern": alphas,
         "auto_mapping": null,
@@ -47,13 +53,13 @@ pub fn adapter_config(setup: &Setup, lora: &LoraConfig, targets: &[String]) -> R
         "layers_to_transform": null,
         "lora_alpha": number(*lora_alpha),
         "lora_dropout": lora_dropout,
-        "modules_to_save": null,
+        "modules_to_save": heads,
         "peft_type": "LORA",
         "r": r,
         "rank_pattern": rank_pattern,
         "revision": setup.model_revision,
         "target_modules": targets,
-        "task_type": "CAUSAL_LM",
+        "task_type": task,
         "use_dora": use_dora,
         "use_rslora": use_rslora,
     });
@@ -67,6 +73,14 @@ fn number(x: f64) -> serde_json::Value {
     if x.fract() == 0.0 && x.abs() < 1e15 { json!(x as i64) } else { json!(x) }
 }
 
+/// What a model card tells beside the setup.
+#[derive(Debug, Clone, Copy)]
+pub struct Card<'a> {
+    pub summary: &'a Summary,
+    /// Of a classifier.
+    pub classes: Option<&'a Classes>,
+}
+
 /// Writes the adapter directory `target`.
 ///
 /// # Errors
@@ -76,13 +90,13 @@ pub fn write_adapter(
     setup: &Setup,
     config: &[u8],
     params: &Params,
-    summary: &Summary,
+    card: &Card<'_>,
 ) -> Result<(), TrainError> {
     let tensors: Tensors = params.iter().map(|(n, v)| (format!("{PEFT_PREFIX}{n}"), v.as_tensor().clone())).collect();
     files::publish_dir(target, |dir| {
         files::write_tensors(&dir.join(ADAPTER_FILE), tensors)?;
         files::write(&dir.join(ADAPTER_CONFIG), config)?;
-        files::write(&dir.join("README.md"), model_card(setup, summary).as_bytes())?;
+        files::write(&dir.join("README.md"), model_card(setup, card).as_bytes())?;
         copy_present(&setup.model_dir, dir, TOKENIZER_FILES)
     })
 }
@@ -91,7 +105,7 @@ pub fn write_adapter(
 ///
 /// # Errors
 /// `DiskFull`, or another failed write; then `target` does not appear.
-pub fn write_model(target: &Path, setup: &Setup, params: &Params, summary: &Summary) -> Result<(), TrainError> {
+pub fn write_model(target: &Path, setup: &Setup, params: &Params, card: &Card<'_>) -> Result<(), TrainError> {
     let base = WeightFiles::open_dir(&setup.model_dir).ok();
     let fallback = configured_dtype(&setup.model_dir);
     let mut tensors = Tensors::new();
@@ -105,9 +119,22 @@ pub fn write_model(target: &Path, setup: &Setup, params: &Params, summary: &Summ
     }
     files::publish_dir(target, |dir| {
         files::write_tensors(&dir.join("model.safetensors"), tensors)?;
-        files::write(&dir.join("README.md"), model_card(setup, summary).as_bytes())?;
-        copy_model_files(&setup.model_dir, dir)
+        files::write(&dir.join("README.md"), model_card(setup, card).as_bytes())?;
+        copy_model_files(&setup.model_dir, dir)?;
+        match card.classes {
+            Some(classes) => write_config(classes, dir),
+            None => Ok(()),
+        }
     })
+}
+
+/// Puts the classes into the `config.json` in `dir`.
+fn write_config(classes: &Classes, dir: &Path) -> Result<(), TrainError> {
+    let path = dir.join("config.json");
+    let text = std::fs::read(&path).map_err(|e| TrainError::io("read", &path, e))?;
+    let failed = |e| TrainError::internal("cannot write the classifier's configuration").caused_by(e);
+    let base: serde_json::Value = serde_json::from_slice(&text).map_err(failed)?;
+    files::write(&path, &serde_json::to_vec_pretty(&classes.describe(&base)).map_err(failed)?)
 }
 
 /// `torch_dtype` (newer: `dtype`) of `config.json`; f32 without one.
@@ -139,22 +166,25 @@ fn plain(value: &impl serde::Serialize) -> String {
     serde_json::to_value(value).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
 }
 
-fn model_card(setup: &Setup, summary: &Summary) -> String {
+fn model_card(setup: &Setup, Card { summary, classes }: &Card<'_>) -> String {
+    let pipeline = if classes.is_some() { "text-classification" } else { "text-generation" };
     let TrainingConfig { method, lora, training: t, dataset, name, .. } = &setup.config;
-    let adapter = method.trains_adapter();
+    let adapter = setup.config.trains_adapter();
     let base = format!("{}@{}", setup.model_name, setup.model_revision);
     let title = name.clone().unwrap_or_else(|| format!("{} on {dataset}", setup.model_name));
     let library = if adapter { "peft" } else { "transformers" };
     let tag = if adapter { "lora" } else { "full" };
     let what = match method {
         Method::Sft => "A LoRA adapter, trained by supervised fine-tuning",
+        Method::Classification if adapter => "A classifier with a LoRA adapter, trained on labelled texts",
+        Method::Classification => "A classifier, all weights trained on labelled texts",
         Method::Dpo => "A LoRA adapter, trained by direct preference optimisation",
         Method::Full => "All weights, trained by supervised fine-tuning",
         Method::Pretrain => "All weights, trained by causal language modelling",
     };
     let loss = |l: Option<f64>| l.map_or_else(|| "–".to_owned(), |l| format!("{l:.4}"));
     let mut card = format!(
-        "---\nbase_model: {base_name}\nlibrary_name: {library}\npipeline_tag: text-generation\ntags:\n- {tag}\n- hone\n---\n\n# {title}\n\n\
+        "---\nbase_model: {base_name}\nlibrary_name: {library}\npipeline_tag: {pipeline}\ntags:\n- {tag}\n- hone\n---\n\n# {title}\n\n\
          {what} with [Hone](https://github.com/hone-ml/hone) {version}.\n\n- Base model: `{base}`\n- Dataset: `{dataset}`\n\n## Results\n\n\
          | | |\n|---|---|\n| validation loss before | {before} |\n| validation loss after | {after} |\n| training loss (last steps) | {train} |\n\
          | steps | {steps} |\n| tokens | {tokens} |\n| seconds | {seconds:.0} |\n\n## Hyperparameters\n\n| | |\n|---|---|\n",
@@ -187,6 +217,9 @@ fn model_card(setup: &Setup, summary: &Summary) -> String {
         if let Some(from) = &lora.init_from {
             row("init_from", from);
         }
+    }
+    if let Some(classes) = classes {
+        row("classes", &classes.names().join(", "));
     }
     if *method == Method::Dpo {
         row("beta", &setup.config.dpo.beta);

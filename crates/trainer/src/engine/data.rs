@@ -5,7 +5,7 @@ mod sampler;
 
 pub use sampler::{Sampler, SamplerOptions};
 
-use super::{TrainError, model::Pass, rng::Key};
+use super::{TrainError, classify::Classes, model::Pass, rng::Key};
 use dataset::{DatasetFormat, Encoder, LossOn, ReadError, Row, Rows, Sequence};
 use kernels::{IGNORE, Segments};
 use rayon::prelude::*;
@@ -26,6 +26,9 @@ pub struct Corpus {
     rows: Vec<Range<usize>>,
     /// Preference pairs: where in `tokens` each row's second answer begins; else empty.
     seconds: Vec<usize>,
+    /// Labelled texts: each row's class; else empty.
+    labels: Vec<u32>,
+    classes: Classes,
     /// Rows that were cut to the maximum length.
     pub truncated: u64,
     /// Rows left out because nothing in them carries loss (after cutting).
@@ -33,6 +36,12 @@ pub struct Corpus {
 }
 
 impl Corpus {
+    /// A corpus of texts labelled with `classes`.
+    #[must_use]
+    pub fn of_classes(classes: Classes) -> Self {
+        Self { classes, ..Self::default() }
+    }
+
     /// Reads and tokenizes a dataset file. `vocab` is the model's; `proceed` is asked now and then whether
     /// to go on.
     ///
@@ -68,6 +77,12 @@ impl Corpus {
                 })?;
                 match (row, sequences.as_slice()) {
                     (Row::Preference(_), [chosen, rejected]) => self.push_pair(chosen, rejected, vocab)?,
+                    (Row::Labelled(row), [sequence]) => match self.classes.index(&row.label) {
+                        Some(class) => self.push_labelled(sequence, class, vocab)?,
+                        None => {
+                            return Err(TrainError::data(format!("{name}: row {number} has an unknown label")).into());
+                        }
+                    },
                     (_, sequences) => sequences.iter().try_for_each(|s| self.push(s, vocab))?,
                 }
             }
@@ -109,6 +124,20 @@ impl Corpus {
         self.seconds.push(self.tokens.len());
         self.append(rejected);
         self.rows.push(start..self.tokens.len());
+        Ok(())
+    }
+
+    /// Adds a text of class `class`.
+    ///
+    /// # Errors
+    /// `ModelCorrupt` for a token outside the model's vocabulary.
+    pub fn push_labelled(&mut self, sequence: &Sequence, class: u32, vocab: usize) -> Result<(), TrainError> {
+        check_vocabulary(sequence, vocab)?;
+        self.truncated = self.truncated.saturating_add(u64::from(sequence.cut > 0));
+        let start = self.tokens.len();
+        self.append(sequence);
+        self.rows.push(start..self.tokens.len());
+        self.labels.push(class);
         Ok(())
     }
 
@@ -160,6 +189,9 @@ impl Corpus {
         for second in &self.seconds {
             hash.update(second.to_le_bytes());
         }
+        for label in &self.labels {
+            hash.update(label.to_le_bytes());
+        }
         hex::encode(hash.finalize())
     }
 
@@ -171,12 +203,16 @@ impl Corpus {
         let mut tokens = Vec::new();
         let mut targets = Vec::new();
         let mut lengths = Vec::with_capacity(rows.len());
-        for marked in rows.iter().flat_map(|row| self.sequences(*row)) {
+        for (row, marked) in rows.iter().flat_map(|row| self.sequences(*row).map(move |s| (row, s))) {
             lengths.push(marked.len());
             tokens.extend(marked.iter().map(|t| t & !TRAINED));
             // The target at a position is the next token, if that one carries loss.
             let next = marked.iter().skip(1).map(|t| if t & TRAINED == 0 { IGNORE } else { t & !TRAINED });
-            targets.extend(next.chain([IGNORE]));
+            match self.labels.get(*row) {
+                // The target at the first token is the class.
+                Some(class) => targets.extend([*class].into_iter().chain(marked.iter().skip(1).map(|_| IGNORE))),
+                None => targets.extend(next.chain([IGNORE])),
+            }
         }
         let segments = Segments::from_lengths(&lengths)?;
         Ok(Batch { tokens, targets, positions: segments.positions(), segments })
@@ -232,12 +268,12 @@ impl Batch {
         self.targets.iter().filter(|t| **t != IGNORE).count()
     }
 
-    /// What the loss is a mean over: pairs of answers, else tokens that carry loss.
+    /// What the loss is a mean over: pairs of answers, classified texts, else tokens that carry loss.
     #[must_use]
     pub fn loss_units(&self, method: Method) -> usize {
         match method {
             Method::Dpo => self.segments.count() / 2,
-            Method::Sft | Method::Full | Method::Pretrain => self.target_count(),
+            Method::Sft | Method::Full | Method::Pretrain | Method::Classification => self.target_count(),
         }
     }
 

@@ -85,6 +85,7 @@ impl Generator {
             random: None,
             max_positions: MAX_CONTEXT,
             base_dtype: BaseDtype::Auto,
+            classes: None,
         };
         let mut model = model::load(model_dir, options)?;
         if let Some(dir) = adapter {

@@ -3,6 +3,7 @@
 use super::{
     TrainError,
     model::{CausalLm, Linear, Lora},
+    params::Params,
     rng::Key,
     weights::WeightFiles,
 };
@@ -214,15 +215,17 @@ impl Saved {
     }
 
     /// Checks that every stored tensor belongs to one of the projections `(path, (out, in))` and fits it. Returns
-    /// the paths that have an adapter.
+    /// the paths that have an adapter. `heads` must be stored whole.
     ///
     /// # Errors
     /// `ModelCorrupt`, naming what does not fit.
     pub fn check<'a>(
         &self,
         linears: impl IntoIterator<Item = (&'a str, (usize, usize))>,
+        heads: &Params,
     ) -> Result<Vec<String>, TrainError> {
-        let mut expected = Vec::new();
+        let mut expected: Vec<(String, Vec<usize>)> =
+            heads.iter().map(|(name, v)| (format!("{PEFT_PREFIX}{name}"), v.dims().to_vec())).collect();
         let mut found = Vec::new();
         for (path, (out, inner)) in linears {
             let [a, b, magnitude] = names(path);
@@ -277,7 +280,12 @@ fn names(path: &str) -> [String; 3] {
 pub fn load(model: &mut dyn CausalLm, dir: &Path) -> Result<LoraConfig, TrainError> {
     let saved = Saved::open(dir)?;
     let all = sites(model);
-    let found = saved.check(all.iter().map(|s| (s.path.as_str(), s.shape)))?;
+    let heads = model.params().clone();
+    let found = saved.check(all.iter().map(|s| (s.path.as_str(), s.shape)), &heads)?;
+    for (name, var) in heads.iter() {
+        let (values, shape) = saved.files.load(&format!("{PEFT_PREFIX}{name}"))?;
+        var.set(&Tensor::from_vec(values, shape, &Device::Cpu)?)?;
+    }
     let every: Vec<String> = all.iter().map(|s| s.path.clone()).collect();
     for site in all.into_iter().filter(|s| found.contains(&s.path)) {
         let Module { a, b, magnitude, scale } = saved.module(&site.path)?;

@@ -6,6 +6,7 @@
 use super::{
     TrainError, artifacts, files,
     lora::{Module, Saved},
+    params::Params,
     weights::{INDEX, WeightFiles},
 };
 use candle_core::{DType, Device, Tensor};
@@ -62,7 +63,7 @@ pub fn merge(model: &Path, adapter: &Path, target: &Path, dtype: MergedDtype) ->
         }
     };
     let linears: Vec<_> = base.names().filter_map(linear).collect();
-    let adapted = adapter.check(linears.iter().map(|(path, shape)| (path.as_str(), *shape)))?;
+    let adapted = adapter.check(linears.iter().map(|(path, shape)| (path.as_str(), *shape)), &Params::default())?;
     files::publish_dir(target, |dir| {
         let mut index = Index::default();
         for (file, names) in base.shards() {

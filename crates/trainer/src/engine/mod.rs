@@ -8,6 +8,7 @@
 pub mod artifacts;
 pub mod best;
 pub mod checkpoint;
+pub mod classify;
 pub mod data;
 pub mod dpo;
 pub mod dropout;
@@ -148,6 +149,7 @@ pub fn dump_logits(model_dir: &Path, adapter: Option<&Path>, text: &str) -> Resu
         random: None,
         max_positions: tokens.len(),
         base_dtype: BaseDtype::Auto,
+        classes: None,
     };
     let mut model = model::load(model_dir, options)?;
     if let Some(dir) = adapter {

@@ -8,6 +8,7 @@ mod rehearse;
 use super::{
     Control, Observer, Outcome, Setup, TrainError, artifacts,
     checkpoint::{self, Kind, State, StepMetrics},
+    classify::{Classes, Tally},
     data::{self, Corpus, Sampler, SamplerOptions},
     dpo,
     dropout::Dropout,
@@ -56,6 +57,8 @@ struct Run<'a> {
     eval: Option<Corpus>,
     sampler: Sampler,
     schedule: Schedule,
+    /// Of a classifier.
+    classes: Option<Classes>,
     optimizer: AdamW,
     state: State,
     max_length: usize,
@@ -127,12 +130,14 @@ impl<'a> Run<'a> {
     fn set_up(setup: &'a Setup, observer: &'a mut dyn Observer) -> Result<Self, Halt> {
         let config = &setup.config;
         let t = &config.training;
-        let adapter = config.method.trains_adapter();
+        let adapter = config.trains_adapter();
+        let classes = Classes::of(setup)?;
         let options = BuildOptions {
             train_weights: !adapter,
             random: (config.init == Init::Random).then_some(t.seed),
             max_positions: t.max_seq_length,
             base_dtype: t.base_dtype,
+            classes: classes.as_ref().map(Classes::count),
         };
         fit::check_weights(setup)?;
         let mut model = model::load(&setup.model_dir, options)?;
@@ -156,7 +161,7 @@ impl<'a> Run<'a> {
             Encoder::load(&setup.model_dir, max_length).map_err(|e| TrainError::model(e.to_string()).caused_by(e))?;
         let loss = if config.method == Method::Pretrain { LossOn::All } else { LossOn::Assistant };
         let mut load = |path: &std::path::Path| -> Result<Corpus, Halt> {
-            let mut corpus = Corpus::default();
+            let mut corpus = classes.clone().map_or_else(Corpus::default, Corpus::of_classes);
             corpus.read(path, setup.format, &encoder, loss, dims.vocab, &mut || asked_to_stop(observer))?;
             Ok(corpus)
         };
@@ -252,6 +257,7 @@ impl<'a> Run<'a> {
             optimizer,
             state,
             max_length,
+            classes,
             stepped: None,
             saved,
             best,
@@ -395,7 +401,7 @@ impl<'a> Run<'a> {
     /// How a micro-batch of a step with `denominator` targets runs.
     fn step_options(&self, denominator: f64, key: Key) -> StepOptions {
         let config = &self.setup.config;
-        let probability = if config.method.trains_adapter() { config.lora.lora_dropout } else { 0.0 };
+        let probability = if config.trains_adapter() { config.lora.lora_dropout } else { 0.0 };
         StepOptions {
             denominator,
             dropout: (probability > 0.0).then_some(Dropout { probability, key }),
@@ -419,13 +425,18 @@ impl<'a> Run<'a> {
         let limit = self.max_length.saturating_mul(self.setup.config.training.per_device_train_batch_size);
         let method = self.setup.config.method;
         let (mut total, mut units) = (0.0, 0_usize);
+        let mut tally = Tally::default();
         let mut preferences = dpo::Outcome::default();
         for rows in data::by_tokens(corpus, &self.eval_rows, limit) {
             asked_to_stop(self.observer)?;
             let batch = corpus.batch(&rows)?;
-            let (loss, outcome) = self.judge(&batch)?;
-            total += loss;
-            preferences.add(&outcome);
+            if method == Method::Classification {
+                total += tally.add(self.model.as_ref(), &batch)?;
+            } else {
+                let (loss, outcome) = self.judge(&batch)?;
+                total += loss;
+                preferences.add(&outcome);
+            }
             units = units.saturating_add(batch.loss_units(method));
         }
         let loss = total / float(count(units)).max(1.0);
@@ -436,6 +447,9 @@ impl<'a> Run<'a> {
         let mut values = BTreeMap::from([(metric::EVAL_LOSS.to_owned(), loss)]);
         if method == Method::Dpo {
             values.extend(preferences.metrics("eval_"));
+        }
+        if let Some(classes) = &self.classes {
+            values.extend(tally.metrics(classes.count()));
         }
         self.metrics(values);
         let t = &self.setup.config.training;

@@ -84,7 +84,7 @@ async fn list_models(req: HttpRequest, children: web::Data<Children>) -> ApiResu
     authorise(&req, &children)?;
     Ok(HttpResponse::Ok().json(TrainerCapabilities {
         architectures: engine::model::architectures().map(str::to_owned).collect(),
-        methods: vec![Method::Sft, Method::Full, Method::Pretrain, Method::Dpo],
+        methods: vec![Method::Sft, Method::Full, Method::Pretrain, Method::Dpo, Method::Classification],
         version: env!("CARGO_PKG_VERSION").to_owned(),
         capacity: children.config.capacity,
         running: children.running(),

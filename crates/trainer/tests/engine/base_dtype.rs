@@ -78,7 +78,13 @@ fn sixteen_bits_take_half_the_memory() {
     let dir = tempfile::tempdir().unwrap();
     let extra = json!({"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 9});
     let model = stored_as(dir.path(), DType::BF16, extra);
-    let options = BuildOptions { train_weights: false, random: None, max_positions: 8, base_dtype: BaseDtype::Auto };
+    let options = BuildOptions {
+        train_weights: false,
+        random: None,
+        max_positions: 8,
+        base_dtype: BaseDtype::Auto,
+        classes: None,
+    };
     let weights = model::load(&model, options).unwrap().weights();
     let half = peak_of_a_run(dir.path(), &model, "auto");
     let whole = peak_of_a_run(dir.path(), &model, "f32");

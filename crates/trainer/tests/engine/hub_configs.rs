@@ -39,8 +39,13 @@ fn models_of_the_hub_want_the_weights_that_transformers_wants() {
     for (name, model) in &models {
         let dir = tempfile::tempdir().unwrap();
         write_hollow_model(dir.path(), model);
-        let options =
-            BuildOptions { train_weights: false, random: None, base_dtype: BaseDtype::Auto, max_positions: 128 };
+        let options = BuildOptions {
+            train_weights: false,
+            random: None,
+            base_dtype: BaseDtype::Auto,
+            max_positions: 128,
+            classes: None,
+        };
         let error = model::load(dir.path(), options).unwrap_err();
         assert_eq!(error.message, "the weights do not fit `config.json`: unexpected `one_too_many`", "{name}");
     }

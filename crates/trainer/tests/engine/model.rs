@@ -30,8 +30,11 @@ fn corpus(lengths: &[usize]) -> Corpus {
 fn load(extra: serde_json::Value, train_weights: bool) -> Box<dyn CausalLm> {
     let dir = tempfile::tempdir().unwrap();
     let path = model_dir(dir.path(), extra);
-    model::load(&path, BuildOptions { train_weights, random: None, max_positions: 64, base_dtype: BaseDtype::Auto })
-        .unwrap()
+    model::load(
+        &path,
+        BuildOptions { train_weights, random: None, max_positions: 64, base_dtype: BaseDtype::Auto, classes: None },
+    )
+    .unwrap()
 }
 
 /// A model with an adapter whose B is not zero.
@@ -148,7 +151,13 @@ fn gradients_equal_finite_differences() {
 fn shards_give_the_model_of_a_single_file() {
     let dir = tempfile::tempdir().unwrap();
     let path = model_dir(dir.path(), json!({}));
-    let options = BuildOptions { train_weights: false, random: None, max_positions: 64, base_dtype: BaseDtype::Auto };
+    let options = BuildOptions {
+        train_weights: false,
+        random: None,
+        max_positions: 64,
+        base_dtype: BaseDtype::Auto,
+        classes: None,
+    };
     let batch = corpus(&[9]).batch(&[0]).unwrap();
     let whole = step::logits(model::load(&path, options).unwrap().as_ref(), &batch).unwrap();
     let single = path.join("model.safetensors");

@@ -146,7 +146,13 @@ fn logits_of_base_and_adapter_equal_those_of_peft() {
     let reference = load(fixture("logits.safetensors"), &Device::Cpu).unwrap();
     let tokens: Vec<u32> = reference["input_ids"].to_dtype(candle_core::DType::U32).unwrap().to_vec1().unwrap();
     let batch = Batch::of(tokens).unwrap();
-    let options = BuildOptions { train_weights: false, random: None, max_positions: 128, base_dtype: BaseDtype::Auto };
+    let options = BuildOptions {
+        train_weights: false,
+        random: None,
+        max_positions: 128,
+        base_dtype: BaseDtype::Auto,
+        classes: None,
+    };
     let mut model = model::load(&fixture("model"), options).unwrap();
     let base = max_difference(&step::logits(model.as_ref(), &batch).unwrap(), &reference["base"]);
     lora::load(model.as_mut(), &fixture("adapter-initial")).unwrap();

@@ -29,7 +29,13 @@ fn option(name: &str) -> PathBuf {
 fn base(dir: &std::path::Path) -> Box<dyn CausalLm> {
     model::load(
         dir,
-        BuildOptions { train_weights: false, random: None, max_positions: 128, base_dtype: BaseDtype::Auto },
+        BuildOptions {
+            train_weights: false,
+            random: None,
+            max_positions: 128,
+            base_dtype: BaseDtype::Auto,
+            classes: None,
+        },
     )
     .unwrap()
 }

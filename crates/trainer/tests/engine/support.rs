@@ -47,7 +47,13 @@ pub fn model_dir(dir: &Path, extra: serde_json::Value) -> PathBuf {
     write_tokenizer(&dir);
     let built = model::load(
         &dir,
-        BuildOptions { train_weights: true, random: Some(5), max_positions: 8, base_dtype: BaseDtype::Auto },
+        BuildOptions {
+            train_weights: true,
+            random: Some(5),
+            max_positions: 8,
+            base_dtype: BaseDtype::Auto,
+            classes: None,
+        },
     )
     .unwrap();
     let tensors: Tensors = built.params().iter().map(|(n, v)| (n.to_owned(), v.as_tensor().clone())).collect();

@@ -8,6 +8,7 @@
 //! says where they begin. Blocks are separate calls, so that a training step can run the backward pass
 //! block by block (see `step`).
 
+mod bert;
 mod config;
 mod decoder;
 mod gemma2;
@@ -128,7 +129,8 @@ pub struct Dims {
     pub context: usize,
 }
 
-/// A decoder-only language model.
+/// A model with a head that predicts a target at some positions: a decoder the next token, an encoder the class of
+/// a sequence at its first token.
 pub trait CausalLm: Debug + Send + Sync {
     fn dims(&self) -> Dims;
 
@@ -196,12 +198,16 @@ pub struct BuildOptions {
     pub max_positions: usize,
     /// How frozen matrices are kept. Vectors (norms, biases) and what is trained are f32.
     pub base_dtype: BaseDtype,
+    /// Classes to tell apart, for an encoder.
+    pub classes: Option<usize>,
 }
 
 type Builder = fn(&serde_json::Value, &Path, BuildOptions) -> std::result::Result<Box<dyn CausalLm>, TrainError>;
 
 /// Architectures by the name `config.json` has for them.
 const REGISTRY: &[(&str, Builder)] = &[
+    ("BertForMaskedLM", bert::build),
+    ("BertForSequenceClassification", bert::build),
     ("Gemma2ForCausalLM", gemma2::build),
     ("Gemma3ForCausalLM", gemma3::build),
     ("LlamaForCausalLM", llama::build),
@@ -232,5 +238,10 @@ pub fn load(dir: &Path, options: BuildOptions) -> std::result::Result<Box<dyn Ca
         };
         return Err(TrainError::model(format!("{what}; supported: {}", known.join(", "))));
     };
+    if options.classes.is_some() && !name.starts_with("Bert") {
+        return Err(TrainError::config(format!(
+            "method: `classification` needs an encoder (BertForMaskedLM, BertForSequenceClassification), not `{name}`"
+        )));
+    }
     build(&value, dir, options)
 }

@@ -23,6 +23,8 @@ pub enum Source {
 pub struct Loader {
     source: Source,
     trained: Option<Params>,
+    /// Heads, trained where nothing else is.
+    heads: Params,
     asked: Vec<(String, Vec<usize>)>,
 }
 
@@ -30,7 +32,7 @@ impl Loader {
     /// `train` makes every weight a parameter.
     #[must_use]
     pub fn new(source: Source, train: bool) -> Self {
-        Self { source, trained: train.then(Params::default), asked: Vec::new() }
+        Self { source, trained: train.then(Params::default), heads: Params::default(), asked: Vec::new() }
     }
 
     /// The weight `name`.
@@ -59,6 +61,18 @@ impl Loader {
         Ok(linear.with_bias(self.weight(&format!("{path}.bias"), &[shape.0])?))
     }
 
+    /// The weight `name` of a head: always trained, and random with deviation `std` where the files have none.
+    ///
+    /// # Errors
+    /// Unreadable weights.
+    pub fn head(&mut self, name: &str, shape: &[usize], std: f64) -> Result<Weight, TrainError> {
+        self.asked.push((name.to_owned(), shape.to_vec()));
+        let fresh = Source::Random { seed: 0, std, norm: 1.0 };
+        let stored = !matches!(&self.source, Source::Files(files) if !files.contains(name));
+        let params = self.trained.as_mut().unwrap_or(&mut self.heads);
+        Weight::load(if stored { &self.source } else { &fresh }, name, shape, Some(params))
+    }
+
     /// Name and shape of every weight handed out.
     #[must_use]
     pub fn asked(&self) -> &[(String, Vec<usize>)] {
@@ -68,7 +82,7 @@ impl Loader {
     /// The weights that are trained.
     #[must_use]
     pub fn into_params(self) -> Params {
-        self.trained.unwrap_or_default()
+        self.trained.unwrap_or(self.heads)
     }
 }
 

@@ -51,7 +51,7 @@ pub(super) fn check_weights(setup: &Setup) -> Result<(), TrainError> {
         return Ok(());
     }
     let weights = WeightFiles::open_dir(&setup.model_dir)?;
-    let frozen = setup.config.method.trains_adapter();
+    let frozen = setup.config.trains_adapter();
     let keep = if frozen { setup.config.training.base_dtype } else { BaseDtype::F32 };
     match memory::available() {
         Some(available) => Need { loaded: weights.kept_bytes(keep), ..NOTHING }.check(available),

@@ -69,11 +69,12 @@ impl Run<'_> {
             peak_memory_bytes: memory::resident().map(|(_, peak)| peak),
         };
         let target = self.setup.work_dir.join("artifacts");
+        let card = artifacts::Card { summary: &summary, classes: self.classes.as_ref() };
         match &self.kind {
             Kind::Adapter { config } => {
-                artifacts::write_adapter(&target, self.setup, config, self.model.params(), &summary)?
+                artifacts::write_adapter(&target, self.setup, config, self.model.params(), &card)?
             }
-            Kind::Weights => artifacts::write_model(&target, self.setup, self.model.params(), &summary)?,
+            Kind::Weights => artifacts::write_model(&target, self.setup, self.model.params(), &card)?,
         }
         Ok(Outcome::Finished { summary, artifacts: target })
     }
