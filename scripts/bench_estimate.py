@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Compares `hone-trainer estimate` with what the run then used, over configurations of every kind.
 
-  scripts/bench_estimate.py [TRAINER] [OUT.md]    default: target/release/hone-trainer docs/benchmarks/estimate.md
+  scripts/bench_estimate.py [TRAINER] [OUT.md] [DIVISOR]    default: target/release/hone-trainer docs/benchmarks/estimate.md 1
 
+DIVISOR makes the runs shorter by that factor.
 Every configuration is estimated, then run to its end, each in a process of its own on one thread. Memory is the
 peak of the run's resident set (VmHWM). Duration is wall time on an idle machine; on a busy one processor time tells
 more, so both are shown, the prediction scaled by the share of a core that the rehearsal got. Models have random
@@ -154,6 +155,7 @@ def measure(command):
 def main():
     trainer = str(pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "target/release/hone-trainer").resolve())
     report = pathlib.Path(sys.argv[2]) if len(sys.argv) > 2 else ROOT / "docs/benchmarks/estimate.md"
+    divisor = int(sys.argv[3]) if len(sys.argv) > 3 else 1
     lines, misses = [], 0
     with tempfile.TemporaryDirectory() as tmp:
         tmp = pathlib.Path(tmp)
@@ -164,6 +166,7 @@ def main():
             work.mkdir()
             make_data(work / "data.jsonl", longest)
             settings = {"save_steps": 0, "eval_steps": 0, "max_seq_length": 512} | training
+            settings["max_steps"] //= divisor
             (work / "config.json").write_text(json.dumps(config | {"training": settings}))
             inputs = ["--config", str(work / "config.json"), "--model", str(tmp / model)]
             inputs += ["--data", str(work / "data.jsonl")]
@@ -183,7 +186,7 @@ def main():
     load = " / ".join(f"{x:.1f}" for x in os.getloadavg())
     report.write_text(
         "# Pre-flight beside what runs used\n\n"
-        f"Made by `scripts/bench_estimate.py` on {time.strftime('%Y-%m-%d')}, one thread, {os.cpu_count()} cores, "
+        f"Made by `scripts/bench_estimate.py` on {time.strftime('%Y-%m-%d')}, one thread, {os.cpu_count()} cores, steps divided by {divisor}, "
         f"load average {load} (of which this is one).\n"
         "Wanted: memory ratio within 1.00 … 1.15, duration within 20 %.\n\n"
         + "| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|\n" + "\n".join(lines) + "\n"
