@@ -14,8 +14,7 @@ work=${1:-target/hone-tiny}
 python=${PYTHON:-python3}
 trainer=${TRAINER:-}
 if [ -z "$trainer" ]; then
-  cargo build --release -p trainer --bin hone-trainer
-  trainer=target/release/hone-trainer
+  trainer=$(scripts/build.sh release)/hone-trainer
 fi
 
 "$python" scripts/make_base_model.py "$work"
