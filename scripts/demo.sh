@@ -42,13 +42,18 @@ done
 "$hone" train assets/demo/train.yaml --follow "${sets[@]}"
 
 title "Base and tuned model, side by side"
-prompt=$(python3 - assets/demo/validation.jsonl <<'PY'
+# The first short rows that training has not seen.
+mapfile -t prompts < <(python3 - assets/demo/validation.jsonl <<'PY'
 import json, sys
-row = json.loads(open(sys.argv[1], encoding="utf-8").readline())
-print(next(m["content"] for m in row["messages"] if m["role"] == "user"))
+rows = (json.loads(line) for line in open(sys.argv[1], encoding="utf-8"))
+prompts = (next(m["content"] for m in row["messages"] if m["role"] == "user") for row in rows)
+print(*[p for p in prompts if len(p) < 100][:3], sep="\n")
 PY
 )
-"$hone" chat latest --compare --temperature 0 --prompt "$prompt"
+for prompt in "${prompts[@]}"; do
+  "$hone" chat latest --compare --temperature 0 --max-tokens 40 --prompt "$prompt"
+  echo
+done
 
 title "Done"
 url=$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["url"])' "$HONE_DATA_DIR/connection.json")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes assets/hone-tiny again: corpus and tokenizer from Debian packages, then pretraining from random
-# weights with hone-trainer. Takes about a quarter of an hour of one CPU core.
+# weights with hone-trainer. Takes about a quarter of an hour of two CPU cores.
 #
 #   scripts/make_base_model.sh [WORK_FOLDER]
 #
