@@ -100,7 +100,7 @@ fn a_running_job_stores_a_checkpoint_at_shutdown_and_goes_on_at_the_next_start()
 #[test]
 fn following_goes_on_past_a_pause_that_was_resumed() {
     let hone = Hone::with_material();
-    let id = hone.train("training: {max_steps: 400, num_train_epochs: 10000, eval_steps: 0, save_steps: 0}");
+    let id = hone.train("training: {max_steps: 3000, num_train_epochs: 10000, eval_steps: 0, save_steps: 0}");
     hone.wait_for_step(&id, 5);
     hone.ok(&["jobs", "pause", &id]);
     wait("the pause", || hone.job(&id)["state"] == "paused");
@@ -110,5 +110,5 @@ fn following_goes_on_past_a_pause_that_was_resumed() {
     hone.ok(&["jobs", "resume", &id]);
     let out = hone.run(&["jobs", "show", &id, "--follow"]);
     let text = String::from_utf8_lossy(&out.stdout);
-    assert!(text.contains("succeeded: 400 steps"), "{text}{}", String::from_utf8_lossy(&out.stderr));
+    assert!(text.contains("succeeded: 3000 steps"), "{text}{}", String::from_utf8_lossy(&out.stderr));
 }
