@@ -13,14 +13,15 @@ const DOWNTIME: Duration = Duration::from_secs(20);
 #[test]
 fn training_goes_on_without_the_backend_and_every_step_is_recorded_exactly_once() {
     let hone = Hone::with_material();
-    // About half a minute of training in a development build: long enough to outlive the downtime.
-    let id = hone.train("training: {max_steps: 600, num_train_epochs: 1000, per_device_train_batch_size: 32, eval_steps: 0, save_steps: 200}");
+    // On two cores this goes on after the downtime.
+    let id = hone.train("training: {max_steps: 2500, num_train_epochs: 1000, per_device_train_batch_size: 32, eval_steps: 0, save_steps: 200}");
     hone.wait_for_step(&id, 3);
     let (backend, trainer) = (hone.service_pid("backend"), hone.trainer_pid());
     // `hone up` would start the backend again at once; frozen, it does so when it wakes.
     signal(hone.up_pid(), "STOP");
     signal(backend, "KILL");
     wait("the backend to be dead", || !alive(backend.into()));
+    assert!(alive(trainer.into()), "training was over before the backend died");
     std::thread::sleep(DOWNTIME);
     signal(hone.up_pid(), "CONT");
     wait("a new backend", || hone.service_pid("backend") != backend);
@@ -46,7 +47,7 @@ fn training_goes_on_without_the_backend_and_every_step_is_recorded_exactly_once(
             }
         }
     });
-    assert_eq!(seen, (1..=600).map(|step| (step, 1)).collect(), "steps and how often each was reported");
+    assert_eq!(seen, (1..=2500).map(|step| (step, 1)).collect(), "steps and how often each was reported");
 }
 
 #[test]
