@@ -17,6 +17,7 @@
 
 use crate::buffer::{for_each_task, input, prepare, tensor, with_data};
 use crate::matmul::{Lines, Mat, MatMut, Right, Threads, Tiles, Write, gemm};
+use crate::portable;
 use crate::segments::Segments;
 use crate::simd;
 use crate::tape::{self, Saves};
@@ -87,6 +88,9 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, shape: &AttentionShape) -> 
             kv_heads * head_dim
         );
     }
+    if portable::wanted(q) {
+        return portable::attention::attention(q, k, v, shape);
+    }
     let op = Attention { shape: shape.clone(), lse: OnceLock::new() };
     tape::apply3([&prepare(OP, "q", q)?, &prepare(OP, "k", k)?, &prepare(OP, "v", v)?], op, Saves::ALL)
 }
@@ -122,12 +126,12 @@ impl Block {
 }
 
 impl AttentionShape {
-    fn scale(&self) -> f32 {
+    pub(crate) fn scale(&self) -> f32 {
         self.scale.unwrap_or_else(|| 1.0 / (self.head_dim as f32).sqrt())
     }
 
     /// Keys that some of the queries see, in a sequence of `len`.
-    fn keys(&self, queries: Range<usize>, len: usize) -> Range<usize> {
+    pub(crate) fn keys(&self, queries: Range<usize>, len: usize) -> Range<usize> {
         if !self.causal {
             return 0..len;
         }
@@ -160,7 +164,7 @@ impl AttentionShape {
     }
 
     /// Query heads per key/value head.
-    fn group(&self) -> usize {
+    pub(crate) fn group(&self) -> usize {
         self.heads / self.kv_heads
     }
 

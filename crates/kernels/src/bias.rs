@@ -5,6 +5,7 @@
 #![expect(clippy::indexing_slicing, reason = "row offsets of checked shapes")]
 
 use crate::buffer::{fill_rows, input, prepare, tensor, with_data};
+use crate::portable;
 use crate::simd;
 use crate::tape::{self, Saves};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
@@ -19,6 +20,9 @@ pub fn add_bias(x: &Tensor, b: &Tensor) -> Result<Tensor> {
     match (x.dims(), b.dims()) {
         (&[n, c], &[b]) if c == b && n * c > 0 => {}
         (x, b) => bail!("{OP}: x is {x:?} and b is {b:?}; expected (N, C) and (C), none of them zero"),
+    }
+    if portable::wanted(x) {
+        return portable::elementwise::add_bias(x, b);
     }
     let op = AddBias { wants_dx: x.track_op(), wants_db: b.track_op() };
     tape::apply2([&prepare(OP, "x", x)?, &prepare(OP, "b", b)?], op, Saves::NOTHING)

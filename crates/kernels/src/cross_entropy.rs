@@ -16,6 +16,7 @@
 use crate::buffer::{input, prepare, prepare_weight, tensor, with_data, with_weight};
 use crate::linear::check;
 use crate::matmul::{Mat, MatMut, Threads, Write, gemm};
+use crate::portable;
 use crate::simd;
 use crate::tape::{self, Saves};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
@@ -42,6 +43,9 @@ pub fn linear_cross_entropy(
 ) -> Result<Tensor> {
     const OP: &str = "linear_cross_entropy";
     let plan = Plan::new(OP, x, w, targets, denominator, soft_cap)?;
+    if portable::wanted(x) {
+        return portable::head::loss(x, w, plan);
+    }
     let w = prepare_weight(OP, w)?;
     let need = Need { dx: x.track_op(), dw: false };
     let op = LinearCrossEntropy { plan, need, w: Some(w), gradients: OnceLock::new() };
@@ -58,6 +62,9 @@ pub fn linear_cross_entropy_trainable(
 ) -> Result<Tensor> {
     const OP: &str = "linear_cross_entropy_trainable";
     let plan = Plan::new(OP, x, w, targets, denominator, soft_cap)?;
+    if portable::wanted(x) {
+        return portable::head::loss_trainable(x, w, plan);
+    }
     let need = Need { dx: x.track_op(), dw: w.track_op() };
     let op = LinearCrossEntropy { plan, need, w: None, gradients: OnceLock::new() };
     tape::apply2([&prepare(OP, "x", x)?, &prepare(OP, "w", w)?], op, Saves::NOTHING)
@@ -69,6 +76,9 @@ pub fn linear_cross_entropy_trainable(
 pub fn token_losses(x: &Tensor, w: &Tensor, targets: &[u32], soft_cap: Option<f32>) -> Result<Vec<f32>> {
     const OP: &str = "token_losses";
     let plan = Plan::new(OP, x, w, targets, 1.0, soft_cap)?;
+    if portable::wanted(x) {
+        return portable::head::token_losses(x, w, &plan);
+    }
     let (x, w) = (prepare(OP, "x", x)?, prepare_weight(OP, w)?);
     with_data(OP, &x, |x| with_weight(OP, &w, |w| plan.token_losses(x, w)))?
 }
@@ -82,12 +92,13 @@ pub(crate) struct Need {
 
 /// Rows that count, and the sizes.
 pub(crate) struct Plan {
-    rows: Vec<(usize, usize)>,
-    n: usize,
+    /// Rows that have a target, and the targets.
+    pub(crate) rows: Vec<(usize, usize)>,
+    pub(crate) n: usize,
     c: usize,
-    vocabulary: usize,
-    denominator: f64,
-    soft_cap: Option<f32>,
+    pub(crate) vocabulary: usize,
+    pub(crate) denominator: f64,
+    pub(crate) soft_cap: Option<f32>,
 }
 
 pub(crate) struct Outcome {

@@ -3,6 +3,7 @@
 use crate::buffer::{fill_rows, prepare, prepare_weight, tensor, with_data, with_weight};
 use crate::linear::check;
 use crate::matmul::{Mat, MatMut, Threads, Write, gemm};
+use crate::portable;
 use candle_core::{Result, Tensor, bail};
 
 /// Rows of the weight merged at a time; fixed, so that the result does not depend on the thread count.
@@ -19,6 +20,9 @@ pub fn merged_row_norms(w: &Tensor, a: &Tensor, b: &Tensor, scale: f64) -> Resul
     let out = w.dim(0)?;
     if b.dims() != [out, r] {
         bail!("{OP}: b is {:?}; expected ({out}, {r}) to fit a ({r}, {k}) and w ({out}, {k})", b.dims());
+    }
+    if portable::wanted(w) {
+        return portable::linear::merged_row_norms(w, a, b, scale);
     }
     #[expect(clippy::as_conversions, reason = "the factor is applied in f32")]
     let scale = scale as f32;

@@ -5,6 +5,7 @@
 #![expect(clippy::indexing_slicing, clippy::as_conversions, reason = "row offsets of checked shapes")]
 
 use crate::buffer::{fill_rows, input, prepare, tensor, with_data};
+use crate::portable;
 use crate::tape::{self, Saves};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use std::f64::consts::PI;
@@ -12,6 +13,7 @@ use std::f64::consts::PI;
 /// `x (N, F)` → `(N, F)`.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
     match x.dims() {
+        &[n, f] if n * f > 0 && portable::wanted(x) => portable::elementwise::gelu(x),
         &[n, f] if n * f > 0 => tape::apply1(&prepare("gelu", "x", x)?, Gelu, Saves::INPUTS),
         x => bail!("gelu: x is {x:?}; expected (N, F), none of them zero"),
     }

@@ -9,18 +9,19 @@
 #![expect(clippy::indexing_slicing, reason = "row offsets of checked shapes")]
 
 use crate::buffer::{fill_rows, fill_rows_pair, input, prepare, tensor, with_data};
+use crate::portable::{self, elementwise::Gate};
 use crate::simd;
 use crate::tape::{self, Saves};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
 /// `gate (N, F)`, `up (N, F)` → `(N, F)`.
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    Glu { name: "swiglu", forward: simd::swiglu, backward: simd::swiglu_backward }.apply(gate, up)
+    Glu { name: "swiglu", gate: Gate::Silu, forward: simd::swiglu, backward: simd::swiglu_backward }.apply(gate, up)
 }
 
 /// `gate (N, F)`, `up (N, F)` → `(N, F)`.
 pub fn geglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    Glu { name: "geglu", forward: simd::geglu, backward: simd::geglu_backward }.apply(gate, up)
+    Glu { name: "geglu", gate: Gate::Gelu, forward: simd::geglu, backward: simd::geglu_backward }.apply(gate, up)
 }
 
 /// Of one row: `(y, gate, up)`.
@@ -31,6 +32,7 @@ type Backward = fn(&mut [f32], &mut [f32], &[f32], &[f32], &[f32]);
 
 struct Glu {
     name: &'static str,
+    gate: Gate,
     forward: Forward,
     backward: Backward,
 }
@@ -41,6 +43,9 @@ impl Glu {
         match (gate.dims(), up.dims()) {
             (&[n, f], up) if up == [n, f] && n * f > 0 => {}
             (gate, up) => bail!("{name}: gate is {gate:?} and up is {up:?}; expected (N, F) twice, none of them zero"),
+        }
+        if portable::wanted(gate) {
+            return portable::elementwise::glu(name, self.gate, gate, up);
         }
         tape::apply2([&prepare(name, "gate", gate)?, &prepare(name, "up", up)?], self, Saves::INPUTS_CHEAP)
     }

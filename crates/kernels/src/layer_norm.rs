@@ -6,6 +6,7 @@
 #![expect(clippy::indexing_slicing, clippy::as_conversions, reason = "row offsets of checked shapes")]
 
 use crate::buffer::{fill_rows, input, prepare, tensor, with_data};
+use crate::portable;
 use crate::simd;
 use crate::tape::{self, Saves};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
@@ -22,6 +23,9 @@ pub fn layer_norm(x: &Tensor, w: &Tensor, b: &Tensor, eps: f64) -> Result<Tensor
         (x, w, b) => {
             bail!("{OP}: x is {x:?}, w is {w:?} and b is {b:?}; expected (N, C) and twice (C), none of them zero")
         }
+    }
+    if portable::wanted(x) {
+        return portable::norm::layer_norm(x, w, b, eps);
     }
     let (x, w, b) = (prepare(OP, "x", x)?, prepare(OP, "w", w)?, prepare(OP, "b", b)?);
     tape::apply3([&x, &w, &b], LayerNorm { eps }, Saves::INPUTS)

@@ -11,6 +11,7 @@
 //!
 //! **Must stay true.**
 //! - f32 on the CPU; frozen weights may also be f16 or bf16 and are widened for the call. Inputs may be strided; results are contiguous.
+//! - Tensors on another device go through the [portable forms](with_portable) of the same ops, which take activations of 16 bits too.
 //! - A frozen weight never gets a gradient, and none is computed for an input that nothing trains.
 //! - The same inputs on the same machine with the same number of threads give the same bits: work is cut
 //!   into pieces by shape alone and partial sums are added in a fixed order.
@@ -33,6 +34,7 @@ mod linear;
 mod log_probs;
 mod lora_linear;
 mod matmul;
+mod portable;
 mod rms_norm;
 mod rope;
 mod segments;
@@ -49,6 +51,7 @@ pub use layer_norm::layer_norm;
 pub use linear::{linear, linear_trainable};
 pub use log_probs::linear_log_probs;
 pub use lora_linear::lora_linear;
+pub use portable::with_portable;
 pub use rms_norm::{rms_norm, rms_norm_trainable};
 pub use rope::{RopeTable, rope};
 pub use segments::Segments;

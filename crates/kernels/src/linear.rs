@@ -5,12 +5,16 @@
 
 use crate::buffer::{input, prepare, prepare_weight, tensor, with_data, with_weight};
 use crate::matmul::{Mat, product};
+use crate::portable;
 use crate::tape::{self, Saves};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
 /// `x (N, in)`, `w (out, in)` frozen, f32 or 16 bits → `(N, out)`. The gradient flows to `x` only.
 pub fn linear(x: &Tensor, w: &Tensor) -> Result<Tensor> {
     check("linear", x, w)?;
+    if portable::wanted(x) {
+        return portable::linear::linear(x, w);
+    }
     let w = prepare_weight("linear", w)?;
     tape::apply1(&prepare("linear", "x", x)?, Linear { w }, Saves::NOTHING)
 }
@@ -19,6 +23,9 @@ pub fn linear(x: &Tensor, w: &Tensor) -> Result<Tensor> {
 pub fn linear_trainable(x: &Tensor, w: &Tensor) -> Result<Tensor> {
     const OP: &str = "linear_trainable";
     check(OP, x, w)?;
+    if portable::wanted(x) {
+        return portable::linear::linear_trainable(x, w);
+    }
     tape::apply2([&prepare(OP, "x", x)?, &prepare(OP, "w", w)?], LinearTrainable, Saves::INPUTS)
 }
 

@@ -8,6 +8,7 @@
 
 use crate::buffer::{input, prepare, tensor, with_data};
 use crate::cross_entropy::{Need, Plan};
+use crate::portable;
 use crate::tape::{self, Saves};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
@@ -16,6 +17,9 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 pub fn linear_log_probs(x: &Tensor, w: &Tensor, targets: &[u32], soft_cap: Option<f32>) -> Result<Tensor> {
     const OP: &str = "linear_log_probs";
     let plan = Plan::new(OP, x, w, targets, 1.0, soft_cap)?;
+    if portable::wanted(x) {
+        return portable::head::log_probs(x, w, plan);
+    }
     let w = prepare(OP, "w", &w.detach())?;
     tape::apply1(&prepare(OP, "x", x)?, LinearLogProbs { plan, w }, Saves::INPUTS)
 }

@@ -10,6 +10,7 @@
 use crate::buffer::{input, prepare, prepare_weight, tensor, with_data, with_weight};
 use crate::linear::check;
 use crate::matmul::{LowRank, Mat, MatMut, Threads, Write, gemm, product, product_low_rank};
+use crate::portable;
 use crate::tape::{self, Saves};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
@@ -20,6 +21,9 @@ pub fn lora_linear(x: &Tensor, w: &Tensor, a: &Tensor, b: &Tensor, scale: f64) -
     match (a.dims(), b.dims()) {
         (&[r, a_in], &[b_out, b_r]) if r == b_r && r > 0 && a_in == k && b_out == out => {}
         (a, b) => bail!("{OP}: a is {a:?} and b is {b:?}; expected (r, {k}) and ({out}, r) to fit w ({out}, {k})"),
+    }
+    if portable::wanted(x) {
+        return portable::linear::lora_linear(x, w, a, b, scale);
     }
     #[expect(clippy::as_conversions, reason = "the factor is applied in f32")]
     let op = LoraLinear { w: prepare_weight(OP, w)?, scale: scale as f32 };

@@ -6,6 +6,7 @@
 #![expect(clippy::indexing_slicing, clippy::as_conversions, reason = "row offsets of checked shapes")]
 
 use crate::buffer::{fill_rows, input, prepare, tensor, with_data};
+use crate::portable;
 use crate::simd;
 use crate::tape::{self, Saves};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
@@ -17,6 +18,9 @@ const ROWS_PER_SUM: usize = 64;
 /// `x (N, C)`, `w (C)` frozen → `(N, C)`.
 pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
     check("rms_norm", x, w)?;
+    if portable::wanted(x) {
+        return portable::norm::rms_norm(x, w, eps);
+    }
     let w = prepare("rms_norm", "w", w)?.to_vec1()?;
     tape::apply1(&prepare("rms_norm", "x", x)?, RmsNorm { w, eps: eps as f32 }, Saves::INPUTS_CHEAP)
 }
@@ -25,6 +29,9 @@ pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
 pub fn rms_norm_trainable(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
     const OP: &str = "rms_norm_trainable";
     check(OP, x, w)?;
+    if portable::wanted(x) {
+        return portable::norm::rms_norm_trainable(x, w, eps);
+    }
     let op = RmsNormTrainable { eps: eps as f32 };
     tape::apply2([&prepare(OP, "x", x)?, &prepare(OP, "w", w)?], op, Saves::INPUTS_CHEAP)
 }

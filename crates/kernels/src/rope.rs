@@ -8,6 +8,8 @@
 #![expect(clippy::indexing_slicing, clippy::as_conversions, reason = "row offsets of checked shapes")]
 
 use crate::buffer::{fill_rows, input, prepare};
+use crate::portable;
+use crate::portable::rope::Gathered;
 use crate::simd;
 use crate::tape::{self, Saves};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
@@ -16,9 +18,11 @@ use std::sync::Arc;
 /// Cosines and sines of every angle: `(max_positions, R/2)` each. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct RopeTable {
-    cos: Arc<[f32]>,
-    sin: Arc<[f32]>,
-    half: usize,
+    pub(crate) cos: Arc<[f32]>,
+    pub(crate) sin: Arc<[f32]>,
+    pub(crate) half: usize,
+    /// What the portable op gathered last.
+    pub(crate) gathered: Gathered,
 }
 
 impl RopeTable {
@@ -38,14 +42,14 @@ impl RopeTable {
         }
         let angles = || (0..max_positions).flat_map(|p| inv_freq.iter().map(move |f| p as f32 * f));
         let (cos, sin) = (angles().map(f32::cos).collect(), angles().map(f32::sin).collect());
-        Ok(Self { cos, sin, half: inv_freq.len() })
+        Ok(Self { cos, sin, half: inv_freq.len(), gathered: Gathered::default() })
     }
 
     /// Multiplies what the table turns by `factor`.
     #[must_use]
     pub fn scaled(&self, factor: f32) -> Self {
         let scale = |values: &[f32]| values.iter().map(|x| x * factor).collect();
-        Self { cos: scale(&self.cos), sin: scale(&self.sin), half: self.half }
+        Self { cos: scale(&self.cos), sin: scale(&self.sin), half: self.half, gathered: Gathered::default() }
     }
 
     /// Number of positions the table covers.
@@ -67,6 +71,9 @@ pub fn rope(x: &Tensor, table: &RopeTable, positions: &[u32], head_dim: usize) -
     }
     if let Some(at) = positions.iter().position(|&p| p as usize >= table.max_positions()) {
         bail!("rope: token {at} has position {}, the table ends at {}", positions[at], table.max_positions());
+    }
+    if portable::wanted(x) {
+        return portable::rope::rope(x, table, positions, head_dim);
     }
     let op = Rope { table: table.clone(), positions: positions.into(), head_dim, sign: 1.0 };
     tape::apply1(&prepare("rope", "x", x)?, op, Saves::NOTHING)

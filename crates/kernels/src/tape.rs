@@ -12,11 +12,12 @@
 //! same gradients as candle alone would.
 
 use crate::buffer;
+use crate::portable;
 use crate::simd;
 use candle_core::backprop::GradStore;
 use candle_core::{
-    CpuStorage, CustomOp1, CustomOp2, CustomOp3, Device, InplaceOp2, Layout, Result, Shape, Storage, Tensor, TensorId,
-    Var, bail,
+    CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Device, InplaceOp2, Layout, Result, Shape, Storage, Tensor,
+    TensorId, Var, bail,
 };
 use rayon::prelude::*;
 use std::cell::RefCell;
@@ -86,6 +87,7 @@ enum Op {
     One(Box<dyn CustomOp1 + Send + Sync>),
     Two(Box<dyn CustomOp2 + Send + Sync>),
     Three(Box<dyn CustomOp3 + Send + Sync>),
+    Portable(Box<dyn portable::Op>),
 }
 
 /// Runs `f` with the ops of this crate recorded instead of joined to candle's graph.
@@ -104,7 +106,7 @@ pub fn record<R>(f: impl FnOnce() -> R) -> (R, Tape) {
     (result, tape)
 }
 
-fn recording() -> bool {
+pub(crate) fn recording() -> bool {
     ACTIVE.with_borrow(Option::is_some)
 }
 
@@ -137,6 +139,11 @@ pub(crate) fn apply3<O: CustomOp3 + Send + Sync + 'static>(
     note(&[a, b, c], Op::Three(Box::new(op)), saves)
 }
 
+/// Records an op of candle tensors, on any device.
+pub(crate) fn note_portable(inputs: &[&Tensor], op: Box<dyn portable::Op>, saves: Saves) -> Result<Tensor> {
+    note(inputs, Op::Portable(op), saves)
+}
+
 fn with_storage<R>(t: &Tensor, f: impl FnOnce(&CpuStorage, &Layout) -> Result<R>) -> Result<R> {
     let (storage, layout) = t.storage_and_layout();
     match &*storage {
@@ -146,8 +153,13 @@ fn with_storage<R>(t: &Tensor, f: impl FnOnce(&CpuStorage, &Layout) -> Result<R>
 }
 
 impl Op {
-    fn forward(&self, inputs: &[&Tensor]) -> Result<(Vec<f32>, Shape)> {
+    /// The result, a variable when `tracked`.
+    fn forward(&self, inputs: &[&Tensor], tracked: bool) -> Result<Tensor> {
         let (data, shape) = match (self, inputs) {
+            (Self::Portable(op), inputs) => {
+                let y = op.forward(&portable::detached(inputs)?)?;
+                return if tracked { portable::into_variable(y) } else { Ok(y) };
+            }
             (Self::One(op), &[x]) => with_storage(x, |s, l| op.cpu_fwd(s, l))?,
             (Self::Two(op), &[a, b]) => with_storage(a, |sa, la| with_storage(b, |sb, lb| op.cpu_fwd(sa, la, sb, lb)))?,
             (Self::Three(op), &[a, b, c]) => with_storage(a, |sa, la| {
@@ -156,11 +168,22 @@ impl Op {
             (_, inputs) => bail!("tape: an op has {} inputs", inputs.len()),
         };
         let CpuStorage::F32(data) = data else { bail!("tape: an op returned something else than f32") };
-        Ok((data, shape))
+        if tracked { Ok(Var::from_vec(data, shape, &Device::Cpu)?.into_inner()) } else { buffer::tensor(data, shape) }
     }
 
-    fn backward(&self, inputs: &[Tensor], output: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
+    fn backward(
+        &self,
+        inputs: &[Tensor],
+        wanted: &[Option<TensorId>],
+        output: &Tensor,
+        grad: &Tensor,
+    ) -> Result<Vec<Option<Tensor>>> {
         Ok(match (self, inputs) {
+            (Self::Portable(op), inputs) => {
+                let wanted: Vec<bool> = wanted.iter().map(Option::is_some).collect();
+                let inputs = portable::detached(&inputs.iter().collect::<Vec<_>>())?;
+                portable::backward(op.as_ref(), &inputs, &wanted, output, grad)?
+            }
             (Self::One(op), [x]) => vec![op.bwd(x, output, grad)?],
             (Self::Two(op), [a, b]) => {
                 let (a, b) = op.bwd(a, b, output, grad)?;
@@ -177,11 +200,11 @@ impl Op {
 
 /// Runs an op, and records it when a gradient must flow through it.
 fn note(inputs: &[&Tensor], op: Op, saves: Saves) -> Result<Tensor> {
-    let (data, shape) = op.forward(inputs)?;
-    if !inputs.iter().any(|t| t.track_op()) {
-        return buffer::tensor(data, shape);
+    let tracked = inputs.iter().any(|t| t.track_op());
+    let output = op.forward(inputs, tracked)?;
+    if !tracked {
+        return Ok(output);
     }
-    let output = Var::from_vec(data, shape, &Device::Cpu)?.into_inner();
     ACTIVE.with_borrow_mut(|tape| {
         let Some(tape) = tape else { bail!("tape: the recording ended inside an op") };
         for input in inputs {
@@ -224,7 +247,11 @@ impl Sums {
             None => new,
             Some(old) => {
                 let (into, from) = if old.own { (old, new) } else { (new, old) };
-                let grad = if into.own && into.grad.is_contiguous() {
+                let grad = if into.own
+                    && into.grad.is_contiguous()
+                    && into.grad.device().is_cpu()
+                    && is_f32(&into.grad, &from.grad)
+                {
                     into.grad.inplace_op2(&from.grad.contiguous()?, &Accumulate)?;
                     into.grad
                 } else {
@@ -236,6 +263,10 @@ impl Sums {
         self.0.insert(id, sum);
         Ok(())
     }
+}
+
+fn is_f32(a: &Tensor, b: &Tensor) -> bool {
+    a.dtype() == DType::F32 && b.dtype() == DType::F32
 }
 
 impl Tape {
@@ -254,8 +285,7 @@ impl Tape {
             let Kept::Tensor(t) = kept else { bail!("tape: entry {at} did not keep its inputs") };
             inputs.push(t);
         }
-        let (data, shape) = entry.op.forward(&inputs)?;
-        if tracked { Ok(Var::from_vec(data, shape, &Device::Cpu)?.into_inner()) } else { buffer::tensor(data, shape) }
+        entry.op.forward(&inputs, tracked)
     }
 
     /// Gradients of all variables, given that of `output`: what `output.backward()` gives without a tape
@@ -291,7 +321,9 @@ impl Tape {
                         });
                     }
                     let output = entry.output.as_ref().unwrap_or(&empty);
-                    for (id, found) in entry.wanted.iter().copied().zip(entry.op.backward(&inputs, output, &grad)?) {
+                    for (id, found) in
+                        entry.wanted.iter().copied().zip(entry.op.backward(&inputs, &entry.wanted, output, &grad)?)
+                    {
                         if let (Some(id), Some(found)) = (id, found) {
                             let own = found.id() != grad.id();
                             sums.add(id, Sum { grad: found, own })?;
@@ -300,7 +332,11 @@ impl Tape {
                 }
                 Entry::Graph(t) => {
                     let Some(Sum { grad, .. }) = sums.0.remove(&t.id()) else { continue };
-                    let store = t.apply_op1(Seed { grad })?.backward()?;
+                    let seed = match t.device() {
+                        Device::Cpu => t.apply_op1(Seed { grad })?,
+                        _ => (&t * grad)?.sum_all()?,
+                    };
+                    let store = seed.backward()?;
                     let ids: Vec<TensorId> = store.get_ids().copied().collect();
                     for id in ids {
                         let Some(grad) = store.get_id(id).cloned() else { continue };
@@ -363,6 +399,9 @@ impl InplaceOp2 for Accumulate {
 pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     if a.dims() != b.dims() || a.elem_count() == 0 {
         bail!("add: shapes {:?} and {:?}; expected the same, not empty", a.dims(), b.dims());
+    }
+    if portable::wanted(a) {
+        return portable::elementwise::add(a, b);
     }
     apply2([&buffer::prepare("add", "a", a)?, &buffer::prepare("add", "b", b)?], Add, Saves::NOTHING)
 }

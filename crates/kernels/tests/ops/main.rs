@@ -12,6 +12,7 @@ mod cross_entropy;
 mod elementwise;
 mod harness;
 mod linear;
+mod portable;
 mod shapes;
 mod tape;
 
