@@ -7,6 +7,10 @@ diesel::table! {
         created_at -> Timestamptz,
         updated_at -> Timestamptz,
         deleted_at -> Nullable<Timestamptz>,
+        email -> Nullable<Text>,
+        role -> Text,
+        issuer -> Nullable<Text>,
+        subject -> Nullable<Text>,
     }
 }
 
@@ -22,6 +26,7 @@ diesel::table! {
         last_used_at -> Nullable<Timestamptz>,
         expires_at -> Nullable<Timestamptz>,
         revoked_at -> Nullable<Timestamptz>,
+        scopes -> Array<Text>,
     }
 }
 
@@ -40,6 +45,14 @@ diesel::table! {
         updated_at -> Timestamptz,
         deleted_at -> Nullable<Timestamptz>,
         purged_at -> Nullable<Timestamptz>,
+        description -> Text,
+        storage_bucket -> Text,
+        storage_path -> Text,
+        train_rows -> BigInt,
+        validation_rows -> BigInt,
+        duplicate_rows -> BigInt,
+        token_count -> Nullable<BigInt>,
+        validated_at -> Nullable<Timestamptz>,
     }
 }
 
@@ -84,6 +97,11 @@ diesel::table! {
         finished_at -> Nullable<Timestamptz>,
         updated_at -> Timestamptz,
         deleted_at -> Nullable<Timestamptz>,
+        version_id -> Nullable<Uuid>,
+        gpu_config -> Nullable<Text>,
+        estimated_cost -> Nullable<Numeric>,
+        actual_cost -> Nullable<Numeric>,
+        budget_limit -> Nullable<Numeric>,
     }
 }
 
@@ -131,6 +149,8 @@ diesel::table! {
         epoch -> Double,
         value -> Double,
         at -> Timestamptz,
+        created_at -> Timestamptz,
+        seq -> Nullable<BigInt>,
     }
 }
 
@@ -158,6 +178,184 @@ diesel::table! {
     }
 }
 
+diesel::table! {
+    audit_log (id) {
+        id -> BigInt,
+        user_id -> Uuid,
+        actor -> Text,
+        key_prefix -> Nullable<Text>,
+        action -> Text,
+        resource_kind -> Text,
+        resource_id -> Nullable<Text>,
+        outcome -> Text,
+        details -> Jsonb,
+        ip -> Nullable<Text>,
+        trace_id -> Nullable<Text>,
+        created_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    training_configs (id) {
+        id -> Uuid,
+        user_id -> Uuid,
+        name -> Text,
+        description -> Text,
+        template_type -> Text,
+        config_json -> Jsonb,
+        current_version_id -> Nullable<Uuid>,
+        version_count -> Integer,
+        latest_published_version -> Integer,
+        created_at -> Timestamptz,
+        updated_at -> Timestamptz,
+        deleted_at -> Nullable<Timestamptz>,
+    }
+}
+
+diesel::table! {
+    training_package_versions (id) {
+        id -> Uuid,
+        user_id -> Uuid,
+        package_id -> Uuid,
+        version_number -> Nullable<Integer>,
+        name -> Text,
+        status -> Text,
+        revision -> Integer,
+        created_at -> Timestamptz,
+        created_by -> Uuid,
+        published_at -> Nullable<Timestamptz>,
+        published_by -> Nullable<Uuid>,
+        archived_at -> Nullable<Timestamptz>,
+        updated_at -> Timestamptz,
+        model_snapshot -> Jsonb,
+        config_snapshot -> Jsonb,
+        dataset_snapshot -> Jsonb,
+        deploy_snapshot -> Jsonb,
+        change_summary -> Nullable<Text>,
+        parent_version_id -> Nullable<Uuid>,
+        is_deployed -> Bool,
+        deployment_target -> Nullable<Text>,
+        deployment_url -> Nullable<Text>,
+        deployment_id -> Nullable<Text>,
+        training_status -> Nullable<Text>,
+        training_started_at -> Nullable<Timestamptz>,
+        training_completed_at -> Nullable<Timestamptz>,
+        training_metrics -> Nullable<Jsonb>,
+        estimated_cost -> Nullable<Numeric>,
+        actual_cost -> Nullable<Numeric>,
+        budget_limit -> Nullable<Numeric>,
+        cost_alerts_sent -> Jsonb,
+    }
+}
+
+diesel::table! {
+    model_artifacts (id) {
+        id -> Uuid,
+        user_id -> Uuid,
+        job_id -> Uuid,
+        attempt -> Integer,
+        name -> Text,
+        kind -> Text,
+        base_model -> Text,
+        base_revision -> Text,
+        storage_bucket -> Text,
+        storage_path -> Text,
+        files -> Jsonb,
+        size -> BigInt,
+        metrics -> Jsonb,
+        created_at -> Timestamptz,
+        updated_at -> Timestamptz,
+        deleted_at -> Nullable<Timestamptz>,
+    }
+}
+
+diesel::table! {
+    deployments (id) {
+        id -> Uuid,
+        user_id -> Uuid,
+        version_id -> Uuid,
+        artifact_id -> Nullable<Uuid>,
+        target -> Text,
+        status -> Text,
+        config -> Jsonb,
+        failure -> Nullable<Jsonb>,
+        created_at -> Timestamptz,
+        updated_at -> Timestamptz,
+        stopped_at -> Nullable<Timestamptz>,
+    }
+}
+
+diesel::table! {
+    cost_records (id) {
+        id -> Uuid,
+        user_id -> Uuid,
+        job_id -> Uuid,
+        attempt -> Integer,
+        kind -> Text,
+        gpu_config -> Nullable<Text>,
+        seconds -> Double,
+        price_per_hour -> Numeric,
+        amount -> Numeric,
+        currency -> Text,
+        started_at -> Timestamptz,
+        finished_at -> Nullable<Timestamptz>,
+        created_at -> Timestamptz,
+        updated_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    notifications (id) {
+        id -> Uuid,
+        user_id -> Uuid,
+        kind -> Text,
+        severity -> Text,
+        title -> Text,
+        body -> Text,
+        data -> Jsonb,
+        job_id -> Nullable<Uuid>,
+        dedupe_key -> Nullable<Text>,
+        read_at -> Nullable<Timestamptz>,
+        created_at -> Timestamptz,
+        deleted_at -> Nullable<Timestamptz>,
+    }
+}
+
+diesel::table! {
+    webhook_endpoints (id) {
+        id -> Uuid,
+        user_id -> Uuid,
+        url -> Text,
+        description -> Text,
+        events -> Array<Text>,
+        secret -> Bytea,
+        enabled -> Bool,
+        failures -> Integer,
+        disabled_reason -> Nullable<Text>,
+        last_delivery_at -> Nullable<Timestamptz>,
+        created_at -> Timestamptz,
+        updated_at -> Timestamptz,
+        deleted_at -> Nullable<Timestamptz>,
+    }
+}
+
+diesel::table! {
+    webhook_deliveries (id) {
+        id -> Uuid,
+        user_id -> Uuid,
+        endpoint_id -> Uuid,
+        event_type -> Text,
+        payload -> Jsonb,
+        status -> Text,
+        attempts -> Integer,
+        next_attempt_at -> Timestamptz,
+        response_status -> Nullable<Integer>,
+        last_error -> Nullable<Text>,
+        created_at -> Timestamptz,
+        delivered_at -> Nullable<Timestamptz>,
+    }
+}
+
 diesel::allow_tables_to_appear_in_same_query!(
     users,
     api_keys,
@@ -169,4 +367,13 @@ diesel::allow_tables_to_appear_in_same_query!(
     metrics_points,
     dead_letters,
     idempotency_keys,
+    audit_log,
+    training_configs,
+    training_package_versions,
+    model_artifacts,
+    deployments,
+    cost_records,
+    notifications,
+    webhook_endpoints,
+    webhook_deliveries,
 );

@@ -1,12 +1,13 @@
 //! Removes what uploads left behind: streams whose backend died, sessions nobody completed, objects of
-//! deleted datasets that storage refused to delete at the time, and old idempotency keys.
+//! deleted datasets that storage refused to delete at the time, and old idempotency keys. Makes the partitions
+//! of the months to come.
 
 use crate::{
     datasets,
     error::Result,
     registry,
     state::AppState,
-    store::{Dataset, Model, idempotency},
+    store::{Dataset, Model, idempotency, metric},
 };
 use chrono::{TimeDelta, Utc};
 use std::time::Duration;
@@ -36,6 +37,7 @@ pub async fn sweep(state: &AppState) -> Result<()> {
     let now = Utc::now();
     let stale = async move |conn: &mut crate::db::Conn| {
         idempotency::forget_old(conn).await?;
+        metric::make_partitions(conn).await?;
         let datasets = Dataset::stale(conn, now - datasets::SILENCE, now - SESSION_SILENCE).await?;
         Ok((datasets, Model::stale(conn, now - SESSION_SILENCE).await?))
     };

@@ -89,6 +89,7 @@ impl Dataset {
             datasets::user_id.eq(user.0),
             datasets::name.eq(name),
             datasets::status.eq(Name(DatasetStatus::Uploading)),
+            datasets::storage_path.eq(layout::dataset_prefix(user, id)),
         );
         let insert = diesel::insert_into(datasets::table).values(values);
         Ok(insert.returning(Self::as_returning()).get_result(conn).await?)
@@ -164,10 +165,17 @@ impl Dataset {
             .filter(datasets::status.eq(Name(DatasetStatus::Validating)))
             .filter(datasets::deleted_at.is_null());
         let (rows, size) = files.iter().fold((0, 0), |(r, s), f| (r + f.report.rows, s + f.size));
+        let rows_of = |split| signed(files.iter().filter(|f| f.split == split).map(|f| f.report.rows).sum());
+        let tokens = files.iter().map(|f| f.report.tokens.as_ref().map(|t| t.total)).sum::<Option<u64>>();
         let set = (
             datasets::status.eq(Name(DatasetStatus::Ready)),
             datasets::format.eq(files.as_slice().first().map(|f| Name(f.report.format))),
             datasets::row_count.eq(signed(rows)),
+            datasets::train_rows.eq(rows_of(Split::Train)),
+            datasets::validation_rows.eq(rows_of(Split::Validation)),
+            datasets::duplicate_rows.eq(signed(files.iter().map(|f| f.report.duplicates).sum())),
+            datasets::token_count.eq(tokens.map(signed)),
+            datasets::validated_at.eq(Utc::now()),
             datasets::size.eq(signed(size)),
             datasets::files.eq(Json(files)),
             datasets::uploads.eq(Json(Vec::<PendingFile>::new())),

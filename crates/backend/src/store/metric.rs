@@ -65,3 +65,9 @@ pub async fn points(
     }
     Ok(points)
 }
+
+/// Makes the partitions of this month and the next two. As system: the database owner's function does the rest.
+pub async fn make_partitions(conn: &mut Conn) -> Result<()> {
+    diesel::sql_query("SELECT hone_metric_partitions(2)").execute(conn).await?;
+    Ok(())
+}

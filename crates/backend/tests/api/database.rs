@@ -20,7 +20,7 @@ pub async fn fresh() -> (DbConfig, Db) {
     (config, db)
 }
 
-async fn user(db: &Db, name: &str) -> UserId {
+pub async fn user(db: &Db, name: &str) -> UserId {
     let (id, name) = (UserId::random(), name.to_owned());
     let insert = async move |conn: &mut Conn| {
         let row = (users::id.eq(id.0), users::name.eq(name));
@@ -193,7 +193,7 @@ async fn an_unreachable_database_says_what_to_check() {
 }
 
 /// A login without any privileges, with a database of its own.
-async fn plain_login(postgres: &Postgres, role_options: &str) -> DbConfig {
+pub async fn plain_login(postgres: &Postgres, role_options: &str) -> DbConfig {
     let name = format!("login_{}", Uuid::new_v4().simple());
     let admin = Db::new(&DbConfig::new(postgres.url("postgres").into())).unwrap();
     let (client, connection) = admin.postgres().connect(tokio_postgres::NoTls).await.unwrap();

@@ -3,9 +3,12 @@
 
 mod access;
 mod app;
+mod catalogue;
 mod database;
 mod datasets;
 mod jobs;
 mod models;
 mod schema;
 mod sweep;
+mod upgrade;
+mod versions_sql;

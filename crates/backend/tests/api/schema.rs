@@ -16,7 +16,7 @@ struct Line {
 }
 
 /// Rows of a query with one text column `line`.
-async fn lines(db: &Db, query: &'static str) -> Vec<String> {
+pub async fn lines(db: &Db, query: &'static str) -> Vec<String> {
     let read = async move |conn: &mut Conn| Ok(diesel::sql_query(query).load::<Line>(conn).await?);
     db.system(read).await.unwrap().into_iter().map(|l| l.line).collect()
 }
@@ -80,13 +80,18 @@ async fn every_tenant_table_forces_row_security_on_its_tenant() {
          WHERE c.relrowsecurity AND c.relforcerowsecurity ORDER BY 1";
     assert_eq!(lines(&db, forced).await, tables, "tables without FORCE ROW LEVEL SECURITY");
 
-    // What a tenant may see and write is its own; models are a registry that all may read.
+    // What a tenant may see and write is its own; of versions only drafts may be written; models are a registry that
+    // all may read.
     let policies = "SELECT DISTINCT coalesce(qual, '-') || ' / ' || coalesce(with_check, '-')
              || CASE WHEN cmd = 'ALL' THEN '' ELSE ' for ' || cmd END AS line
          FROM pg_policies WHERE schemaname = 'public' AND 'hone_app' = ANY(roles) ORDER BY 1";
     insta::assert_snapshot!(lines(&db, policies).await.join("\n"), @r"
+    ((user_id = (NULLIF(current_setting('app.user_id'::text, true), ''::text))::uuid) AND (status = 'draft'::text)) / (user_id = (NULLIF(current_setting('app.user_id'::text, true), ''::text))::uuid) for UPDATE
+    ((user_id = (NULLIF(current_setting('app.user_id'::text, true), ''::text))::uuid) AND (status = 'draft'::text)) / - for DELETE
     (id = (NULLIF(current_setting('app.user_id'::text, true), ''::text))::uuid) / -
     (user_id = (NULLIF(current_setting('app.user_id'::text, true), ''::text))::uuid) / (user_id = (NULLIF(current_setting('app.user_id'::text, true), ''::text))::uuid)
+    (user_id = (NULLIF(current_setting('app.user_id'::text, true), ''::text))::uuid) / - for SELECT
+    - / ((user_id = (NULLIF(current_setting('app.user_id'::text, true), ''::text))::uuid) AND (status = 'draft'::text)) for INSERT
     true / - for SELECT
     ");
     let open = "SELECT tablename || ' ' || policyname AS line FROM pg_policies
@@ -108,16 +113,26 @@ async fn a_tenant_may_write_only_what_requests_of_users_change() {
     let grants = "SELECT c.relname || ': ' || string_agg(acl.privilege_type, ' ' ORDER BY acl.privilege_type) AS line
          FROM pg_class c, aclexplode(c.relacl) acl WHERE acl.grantee = 'hone_app'::regrole GROUP BY c.relname ORDER BY 1";
     insta::assert_snapshot!(lines(&db, grants).await.join("\n"), @r"
-    api_keys: SELECT
+    api_keys: INSERT SELECT UPDATE
+    audit_log: INSERT SELECT
+    cost_records: SELECT
     datasets: DELETE INSERT SELECT UPDATE
     dead_letters: SELECT
+    deployments: INSERT SELECT UPDATE
     idempotency_keys: INSERT SELECT UPDATE
     job_attempts: SELECT
     job_events: INSERT SELECT
+    latest_published_versions: SELECT
     metrics_points: SELECT
+    model_artifacts: SELECT UPDATE
     models: DELETE INSERT SELECT UPDATE
+    notifications: INSERT SELECT UPDATE
+    training_configs: INSERT SELECT UPDATE
     training_jobs: INSERT SELECT UPDATE
+    training_package_versions: DELETE INSERT SELECT UPDATE
     users: SELECT
+    webhook_deliveries: INSERT SELECT
+    webhook_endpoints: INSERT SELECT UPDATE
     ");
 }
 
@@ -150,7 +165,9 @@ async fn the_diesel_schema_is_the_database_schema() {
     let query = "SELECT table_name || '.' || column_name || ' ' || udt_name
              || CASE WHEN is_nullable = 'YES' THEN ' null' ELSE '' END AS line
          FROM information_schema.columns
+         JOIN pg_class c ON c.relname = table_name AND c.relnamespace = 'public'::regnamespace
          WHERE table_schema = 'public' AND table_name <> '__diesel_schema_migrations'
+         AND c.relkind IN ('r', 'p') AND NOT c.relispartition
          ORDER BY table_name, ordinal_position";
     let mut wanted = lines(&db, query).await;
     wanted.sort();
@@ -171,6 +188,9 @@ fn parse_schema(text: &str) -> Vec<String> {
         ("Integer", "int4"),
         ("SmallInt", "int2"),
         ("Double", "float8"),
+        ("Bool", "bool"),
+        ("Numeric", "numeric"),
+        ("Array<Text>", "_text"),
     ]
     .into();
     let (mut table, mut columns) = ("", Vec::new());

@@ -118,8 +118,8 @@ impl World {
         let model =
             "INSERT INTO models (name, revision, user_id, status) VALUES ('tiny', 'r1', $1::text::uuid, 'ready')";
         self.db.execute(model, &[&self.user.to_string()]).await.unwrap();
-        let dataset = "INSERT INTO datasets (id, user_id, name, status, format)
-            VALUES ($1::text::uuid, $1::text::uuid, 'data', 'ready', 'text')";
+        let dataset = "INSERT INTO datasets (id, user_id, name, status, format, storage_path)
+            VALUES ($1::text::uuid, $1::text::uuid, 'data', 'ready', 'text', 'datasets/')";
         self.db.execute(dataset, &[&self.user.to_string()]).await.unwrap();
     }
 

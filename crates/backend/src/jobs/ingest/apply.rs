@@ -188,8 +188,9 @@ impl Ingest {
     }
 
     async fn store_metrics(&self, conn: &mut Conn, new: &[Received]) -> Result<()> {
-        let (mut steps, mut names, mut epochs, mut values, mut times) = (vec![], vec![], vec![], vec![], vec![]);
-        for event in new.iter().map(|e| &e.event) {
+        let (mut steps, mut names, mut epochs, mut values) = (vec![], vec![], vec![], vec![]);
+        let (mut times, mut seqs) = (vec![], vec![]);
+        for Received { seq, event, .. } in new {
             let EventKind::Metrics { step, epoch, values: all } = &event.kind else { continue };
             for (name, value) in all {
                 // The parser checked the range.
@@ -198,16 +199,17 @@ impl Ingest {
                 epochs.push(*epoch);
                 values.push(*value);
                 times.push(event.at);
+                seqs.push(*seq);
             }
         }
         if steps.is_empty() {
             return Ok(());
         }
         diesel::sql_query(
-            "INSERT INTO metrics_points (job_id, attempt, user_id, step, name, epoch, value, at)
-             SELECT $1, $2, $3, m.step, m.name, m.epoch, m.value, m.at
-             FROM unnest($4::bigint[], $5::text[], $6::float8[], $7::float8[], $8::timestamptz[])
-                 AS m(step, name, epoch, value, at)
+            "INSERT INTO metrics_points (job_id, attempt, user_id, step, name, epoch, value, at, seq)
+             SELECT $1, $2, $3, m.step, m.name, m.epoch, m.value, m.at, m.seq
+             FROM unnest($4::bigint[], $5::text[], $6::float8[], $7::float8[], $8::timestamptz[], $9::bigint[])
+                 AS m(step, name, epoch, value, at, seq)
              ON CONFLICT DO NOTHING",
         )
         .bind::<SqlUuid, _>(self.job.id)
@@ -218,6 +220,7 @@ impl Ingest {
         .bind::<Array<Double>, _>(epochs)
         .bind::<Array<Double>, _>(values)
         .bind::<Array<Timestamptz>, _>(times)
+        .bind::<Array<BigInt>, _>(seqs)
         .execute(conn)
         .await?;
         Ok(())
