@@ -88,7 +88,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, shape: &AttentionShape) -> 
             kv_heads * head_dim
         );
     }
-    if portable::wanted(q) {
+    if portable::is_portable(q) {
         return portable::attention::attention(q, k, v, shape);
     }
     let op = Attention { shape: shape.clone(), lse: OnceLock::new() };

@@ -21,7 +21,7 @@ pub fn add_bias(x: &Tensor, b: &Tensor) -> Result<Tensor> {
         (&[n, c], &[b]) if c == b && n * c > 0 => {}
         (x, b) => bail!("{OP}: x is {x:?} and b is {b:?}; expected (N, C) and (C), none of them zero"),
     }
-    if portable::wanted(x) {
+    if portable::is_portable(x) {
         return portable::elementwise::add_bias(x, b);
     }
     let op = AddBias { wants_dx: x.track_op(), wants_db: b.track_op() };

@@ -43,7 +43,7 @@ pub fn linear_cross_entropy(
 ) -> Result<Tensor> {
     const OP: &str = "linear_cross_entropy";
     let plan = Plan::new(OP, x, w, targets, denominator, soft_cap)?;
-    if portable::wanted(x) {
+    if portable::is_portable(x) {
         return portable::head::loss(x, w, plan);
     }
     let w = prepare_weight(OP, w)?;
@@ -62,7 +62,7 @@ pub fn linear_cross_entropy_trainable(
 ) -> Result<Tensor> {
     const OP: &str = "linear_cross_entropy_trainable";
     let plan = Plan::new(OP, x, w, targets, denominator, soft_cap)?;
-    if portable::wanted(x) {
+    if portable::is_portable(x) {
         return portable::head::loss_trainable(x, w, plan);
     }
     let need = Need { dx: x.track_op(), dw: w.track_op() };
@@ -76,7 +76,7 @@ pub fn linear_cross_entropy_trainable(
 pub fn token_losses(x: &Tensor, w: &Tensor, targets: &[u32], soft_cap: Option<f32>) -> Result<Vec<f32>> {
     const OP: &str = "token_losses";
     let plan = Plan::new(OP, x, w, targets, 1.0, soft_cap)?;
-    if portable::wanted(x) {
+    if portable::is_portable(x) {
         return portable::head::token_losses(x, w, &plan);
     }
     let (x, w) = (prepare(OP, "x", x)?, prepare_weight(OP, w)?);

@@ -21,7 +21,7 @@ pub fn merged_row_norms(w: &Tensor, a: &Tensor, b: &Tensor, scale: f64) -> Resul
     if b.dims() != [out, r] {
         bail!("{OP}: b is {:?}; expected ({out}, {r}) to fit a ({r}, {k}) and w ({out}, {k})", b.dims());
     }
-    if portable::wanted(w) {
+    if portable::is_portable(w) {
         return portable::linear::merged_row_norms(w, a, b, scale);
     }
     #[expect(clippy::as_conversions, reason = "the factor is applied in f32")]

@@ -13,7 +13,7 @@ use std::f64::consts::PI;
 /// `x (N, F)` → `(N, F)`.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
     match x.dims() {
-        &[n, f] if n * f > 0 && portable::wanted(x) => portable::elementwise::gelu(x),
+        &[n, f] if n * f > 0 && portable::is_portable(x) => portable::elementwise::gelu(x),
         &[n, f] if n * f > 0 => tape::apply1(&prepare("gelu", "x", x)?, Gelu, Saves::INPUTS),
         x => bail!("gelu: x is {x:?}; expected (N, F), none of them zero"),
     }

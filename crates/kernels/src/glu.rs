@@ -44,7 +44,7 @@ impl Glu {
             (&[n, f], up) if up == [n, f] && n * f > 0 => {}
             (gate, up) => bail!("{name}: gate is {gate:?} and up is {up:?}; expected (N, F) twice, none of them zero"),
         }
-        if portable::wanted(gate) {
+        if portable::is_portable(gate) {
             return portable::elementwise::glu(name, self.gate, gate, up);
         }
         tape::apply2([&prepare(name, "gate", gate)?, &prepare(name, "up", up)?], self, Saves::INPUTS_CHEAP)

@@ -24,7 +24,7 @@ pub fn layer_norm(x: &Tensor, w: &Tensor, b: &Tensor, eps: f64) -> Result<Tensor
             bail!("{OP}: x is {x:?}, w is {w:?} and b is {b:?}; expected (N, C) and twice (C), none of them zero")
         }
     }
-    if portable::wanted(x) {
+    if portable::is_portable(x) {
         return portable::norm::layer_norm(x, w, b, eps);
     }
     let (x, w, b) = (prepare(OP, "x", x)?, prepare(OP, "w", w)?, prepare(OP, "b", b)?);

@@ -19,7 +19,7 @@
 //!   turns infinity into a number, as its definition says.)
 //! - Under [`record`] the ops are noted on a [`Tape`] instead of joined to candle's graph; the gradients are the same.
 //! - Wrong shapes are errors that name the op and the shapes. `unsafe` lives in [`buffer`], [`matmul`],
-//!   [`simd`] [`attention`](mod@attention) and [`alloc`] only.
+//!   [`simd`], [`attention`](mod@attention), [`alloc`] and [`gpu`] only.
 
 pub mod alloc;
 mod attention;
@@ -29,6 +29,7 @@ mod cross_entropy;
 mod dora;
 mod gelu;
 mod glu;
+mod gpu;
 mod layer_norm;
 mod linear;
 mod log_probs;
@@ -47,11 +48,14 @@ pub use cross_entropy::{IGNORE, linear_cross_entropy, linear_cross_entropy_train
 pub use dora::merged_row_norms;
 pub use gelu::gelu;
 pub use glu::{geglu, swiglu};
+pub use gpu::{DeviceMemory, OpenedDevice, device_memory, open_cuda, peak_device_memory};
 pub use layer_norm::layer_norm;
 pub use linear::{linear, linear_trainable};
 pub use log_probs::linear_log_probs;
 pub use lora_linear::lora_linear;
-pub use portable::with_portable;
+pub use portable::adamw::{AdamWRule, adamw};
+pub use portable::dropout::dropout;
+pub use portable::{is_portable, with_portable};
 pub use rms_norm::{rms_norm, rms_norm_trainable};
 pub use rope::{RopeTable, rope};
 pub use segments::Segments;

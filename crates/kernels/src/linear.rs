@@ -12,7 +12,7 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tenso
 /// `x (N, in)`, `w (out, in)` frozen, f32 or 16 bits → `(N, out)`. The gradient flows to `x` only.
 pub fn linear(x: &Tensor, w: &Tensor) -> Result<Tensor> {
     check("linear", x, w)?;
-    if portable::wanted(x) {
+    if portable::is_portable(x) {
         return portable::linear::linear(x, w);
     }
     let w = prepare_weight("linear", w)?;
@@ -23,7 +23,7 @@ pub fn linear(x: &Tensor, w: &Tensor) -> Result<Tensor> {
 pub fn linear_trainable(x: &Tensor, w: &Tensor) -> Result<Tensor> {
     const OP: &str = "linear_trainable";
     check(OP, x, w)?;
-    if portable::wanted(x) {
+    if portable::is_portable(x) {
         return portable::linear::linear_trainable(x, w);
     }
     tape::apply2([&prepare(OP, "x", x)?, &prepare(OP, "w", w)?], LinearTrainable, Saves::INPUTS)

@@ -17,7 +17,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 pub fn linear_log_probs(x: &Tensor, w: &Tensor, targets: &[u32], soft_cap: Option<f32>) -> Result<Tensor> {
     const OP: &str = "linear_log_probs";
     let plan = Plan::new(OP, x, w, targets, 1.0, soft_cap)?;
-    if portable::wanted(x) {
+    if portable::is_portable(x) {
         return portable::head::log_probs(x, w, plan);
     }
     let w = prepare(OP, "w", &w.detach())?;

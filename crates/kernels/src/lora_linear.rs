@@ -22,7 +22,7 @@ pub fn lora_linear(x: &Tensor, w: &Tensor, a: &Tensor, b: &Tensor, scale: f64) -
         (&[r, a_in], &[b_out, b_r]) if r == b_r && r > 0 && a_in == k && b_out == out => {}
         (a, b) => bail!("{OP}: a is {a:?} and b is {b:?}; expected (r, {k}) and ({out}, r) to fit w ({out}, {k})"),
     }
-    if portable::wanted(x) {
+    if portable::is_portable(x) {
         return portable::linear::lora_linear(x, w, a, b, scale);
     }
     #[expect(clippy::as_conversions, reason = "the factor is applied in f32")]

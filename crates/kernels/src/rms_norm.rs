@@ -18,7 +18,7 @@ const ROWS_PER_SUM: usize = 64;
 /// `x (N, C)`, `w (C)` frozen → `(N, C)`.
 pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
     check("rms_norm", x, w)?;
-    if portable::wanted(x) {
+    if portable::is_portable(x) {
         return portable::norm::rms_norm(x, w, eps);
     }
     let w = prepare("rms_norm", "w", w)?.to_vec1()?;
@@ -29,7 +29,7 @@ pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
 pub fn rms_norm_trainable(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
     const OP: &str = "rms_norm_trainable";
     check(OP, x, w)?;
-    if portable::wanted(x) {
+    if portable::is_portable(x) {
         return portable::norm::rms_norm_trainable(x, w, eps);
     }
     let op = RmsNormTrainable { eps: eps as f32 };

@@ -72,7 +72,7 @@ pub fn rope(x: &Tensor, table: &RopeTable, positions: &[u32], head_dim: usize) -
     if let Some(at) = positions.iter().position(|&p| p as usize >= table.max_positions()) {
         bail!("rope: token {at} has position {}, the table ends at {}", positions[at], table.max_positions());
     }
-    if portable::wanted(x) {
+    if portable::is_portable(x) {
         return portable::rope::rope(x, table, positions, head_dim);
     }
     let op = Rope { table: table.clone(), positions: positions.into(), head_dim, sign: 1.0 };

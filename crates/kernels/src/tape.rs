@@ -400,7 +400,7 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     if a.dims() != b.dims() || a.elem_count() == 0 {
         bail!("add: shapes {:?} and {:?}; expected the same, not empty", a.dims(), b.dims());
     }
-    if portable::wanted(a) {
+    if portable::is_portable(a) {
         return portable::elementwise::add(a, b);
     }
     apply2([&buffer::prepare("add", "a", a)?, &buffer::prepare("add", "b", b)?], Add, Saves::NOTHING)

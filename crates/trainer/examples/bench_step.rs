@@ -83,6 +83,7 @@ fn bench(threads: usize) -> anyhow::Result<Value> {
         random: None,
         max_positions: longest,
         base_dtype: BaseDtype::Auto,
+        place: trainer::engine::Place::Cpu,
         classes: None,
     };
     let mut model = model::load(dir, options)?;

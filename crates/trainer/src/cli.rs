@@ -1,7 +1,7 @@
 //! The command line of `hone-trainer`.
 
 use crate::{
-    engine::{self, merge::MergedDtype},
+    engine::{self, DeviceChoice, device::HONE_DEVICE, merge::MergedDtype},
     estimate::{self, EstimateArgs},
     generate::{self, GenerateArgs},
     local::{self, LocalRun},
@@ -46,6 +46,7 @@ As part of a job, a launcher gives everything in the environment:
   JOB_TOKEN or JOB_TOKEN_FILE the credential for both
   SCRATCH_DIR                 cache, event spool, checkpoints; may be lost (default: a temporary directory)
   HONE_THREADS                compute threads (default: all cores)
+  HONE_DEVICE                 auto, cpu, cuda or cuda:N (default: auto)
   CACHE_MAX_BYTES             bound on cached models and data (default: 50 GB)
 
 Exit codes: 0 succeeded, 64 failed for good, 65 failed but may succeed when tried again, 66 cancelled, 67 paused,
@@ -60,7 +61,7 @@ Environment:
   HONE_LISTEN            address and port (default: 127.0.0.1:8702)
   TRAINER_SERVICE_TOKEN  bearer token every caller must give (also TRAINER_SERVICE_TOKEN_FILE)
   MAX_CONCURRENT_JOBS    attempts at once; more are answered 409 with retry-after (default: 1)
-  SCRATCH_DIR, HONE_THREADS, CACHE_MAX_BYTES are passed on to the attempts.
+  SCRATCH_DIR, HONE_THREADS, HONE_DEVICE, CACHE_MAX_BYTES are passed on to the attempts.
 
 Routes: POST /training/start, GET /training/{job}/{attempt}, POST /training/{job}/{attempt}/stop, POST /estimate,
 GET /models, GET /health, GET /ready, GET /metrics. SIGTERM stops the attempts in order: each writes a checkpoint first.";
@@ -94,6 +95,9 @@ struct RunArgs {
     /// Compute threads; all cores when absent.
     #[arg(long, env = "HONE_THREADS", value_name = "N")]
     threads: Option<usize>,
+    /// Where to train: auto (the first CUDA device, else the CPU), cpu, cuda or cuda:N.
+    #[arg(long, env = HONE_DEVICE, value_name = "DEVICE", default_value_t)]
+    device: DeviceChoice,
 }
 
 #[derive(Debug, Args)]
@@ -152,8 +156,8 @@ fn block_on(work: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Res
 async fn train(args: RunArgs, env: Env) -> anyhow::Result<ExitCode> {
     match args {
         RunArgs { config: Some(config), model: Some(model), data: Some(data), out: Some(out), .. } => {
-            let RunArgs { validation, resume, threads, .. } = args;
-            local::run(LocalRun { config, model, data, validation, out, resume, threads }).await
+            let RunArgs { validation, resume, threads, device, .. } = args;
+            local::run(LocalRun { config, model, data, validation, out, resume, threads, device }).await
         }
         _ => run::run(&env).await,
     }

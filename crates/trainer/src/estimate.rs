@@ -1,7 +1,7 @@
 //! `hone-trainer estimate`: what a run will need, before it runs.
 
 use crate::{
-    engine,
+    engine::{self, DeviceChoice, device::HONE_DEVICE},
     local::{self, LocalRun},
     run,
 };
@@ -32,6 +32,9 @@ pub struct EstimateArgs {
     /// Compute threads; all cores when absent.
     #[arg(long, env = "HONE_THREADS", value_name = "N")]
     threads: Option<usize>,
+    /// Where to train: auto, cpu, cuda or cuda:N.
+    #[arg(long, env = HONE_DEVICE, value_name = "DEVICE", default_value_t)]
+    device: DeviceChoice,
     /// Rehearse training steps for about this long, after one pass over the largest batch.
     #[arg(long, value_name = "SECONDS", default_value_t = 3.0)]
     rehearse: f64,
@@ -59,9 +62,10 @@ pub async fn run(args: EstimateArgs, env: Env) -> anyhow::Result<ExitCode> {
     let (estimate, model) = match (args.config, args.model, args.data) {
         (Some(config), Some(model), Some(data)) => {
             let scratch = Scratch(std::env::temp_dir().join(format!("hone-estimate-{}", std::process::id())));
-            let (out, validation, threads) = (scratch.0.clone(), args.validation, args.threads);
+            let (out, validation, threads, device) = (scratch.0.clone(), args.validation, args.threads, args.device);
             let name = model.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let setup = local::setup(&LocalRun { config, model, data, validation, out, resume: None, threads })?;
+            let setup =
+                local::setup(&LocalRun { config, model, data, validation, out, resume: None, threads, device })?;
             (tokio::task::spawn_blocking(move || engine::estimate(&setup, at_least)).await??, name)
         }
         _ => run::estimate(&env, at_least).await?,

@@ -6,7 +6,11 @@
 //! `{"done": true, "text", "prompt_tokens", "completion_tokens", "tokens_per_second", "finish_reason"}` or
 //! `{"error": "…"}`. It ends when its input does.
 
-use crate::engine::generate::{FinishReason, Generator, Input, Message, Request, Response};
+use crate::engine::{
+    DeviceChoice,
+    device::HONE_DEVICE,
+    generate::{FinishReason, Generator, Input, Message, Request, Response},
+};
 use anyhow::{Context, bail};
 use clap::Args;
 use serde::{Deserialize, Serialize};
@@ -49,6 +53,9 @@ pub struct GenerateArgs {
     /// Answer twice: as the base model and with the adapter.
     #[arg(long, requires = "adapter", conflicts_with = "stdio")]
     compare: bool,
+    /// Where to run: auto, cpu, cuda or cuda:N.
+    #[arg(long, env = HONE_DEVICE, value_name = "DEVICE", default_value_t)]
+    device: DeviceChoice,
     /// Print one JSON document instead of text.
     #[arg(long, conflicts_with = "stdio")]
     json: bool,
@@ -85,7 +92,7 @@ struct Answer {
 /// # Errors
 /// Unusable model, adapter or request; in `--stdio` mode a bad request is answered and does not end the process.
 pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
-    let mut generator = Generator::load(&args.model, args.adapter.as_deref())?;
+    let mut generator = Generator::load(&args.model, args.adapter.as_deref(), args.device.place()?)?;
     let mut out = io::stdout().lock();
     if args.stdio {
         return serve(args, &mut generator, io::stdin().lock(), &mut out);

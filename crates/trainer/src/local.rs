@@ -1,7 +1,7 @@
 //! Training on local files, without backend or storage: `hone-trainer run --config … --model … --data … --out …`.
 
 use crate::{
-    engine::{self, Control, Observer, Outcome, Setup, checkpoint, lora::ADAPTER_CONFIG},
+    engine::{self, Control, DeviceChoice, Observer, Outcome, Setup, checkpoint, lora::ADAPTER_CONFIG},
     run::observer::describe,
 };
 use anyhow::{Context, bail};
@@ -38,6 +38,7 @@ pub struct LocalRun {
     pub out: PathBuf,
     pub resume: Option<PathBuf>,
     pub threads: Option<usize>,
+    pub device: DeviceChoice,
 }
 
 /// Trains and leaves the artifacts in `out`. Ctrl-C finishes the step and writes a checkpoint first.
@@ -137,6 +138,7 @@ pub fn setup(options: &LocalRun) -> anyhow::Result<Setup> {
         adapter,
         work_dir,
         resume,
+        place: options.device.place()?,
         threads: options.threads.unwrap_or_else(|| available_parallelism().map_or(1, NonZero::get)),
     })
 }

@@ -12,7 +12,17 @@ use tokio::{
 /// Loading gigabytes from a slow disk, or a long answer of a large model: per line of reply.
 const PATIENCE: Duration = Duration::from_secs(600);
 /// The program needs nothing else; above all not the API key.
-const ENV: [&str; 5] = ["PATH", "HOME", "RUST_LOG", "HONE_THREADS", "TMPDIR"];
+const ENV: [&str; 9] = [
+    "PATH",
+    "HOME",
+    "RUST_LOG",
+    "HONE_THREADS",
+    "HONE_DEVICE",
+    "CUDA_VISIBLE_DEVICES",
+    "CUDA_LIB_DIR",
+    "LD_LIBRARY_PATH",
+    "TMPDIR",
+];
 
 #[derive(Debug, Clone, Serialize)]
 pub struct Message {

@@ -70,6 +70,10 @@ const BACKEND: &[&str] = &[
     "CLAIM_SECONDS",
     "RETRY_SECONDS",
     "HONE_THREADS",
+    "HONE_DEVICE",
+    "CUDA_VISIBLE_DEVICES",
+    "CUDA_LIB_DIR",
+    "LD_LIBRARY_PATH",
     "SCRATCH_DIR",
 ];
 

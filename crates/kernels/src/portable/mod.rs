@@ -10,7 +10,9 @@
 //! and sums, norms, activations and softmax in f32. A weight of another type is converted for the call; its gradient
 //! has the weight's type, so adapters and their gradients are f32 under activations of 16 bits.
 
+pub(crate) mod adamw;
 pub(crate) mod attention;
+pub(crate) mod dropout;
 pub(crate) mod elementwise;
 pub(crate) mod head;
 pub(crate) mod linear;
@@ -46,7 +48,8 @@ pub fn with_portable<R>(f: impl FnOnce() -> R) -> R {
 }
 
 /// Whether an op on `x` takes its portable form.
-pub(crate) fn wanted(x: &Tensor) -> bool {
+#[must_use]
+pub fn is_portable(x: &Tensor) -> bool {
     !x.device().is_cpu() || ON_CPU.get()
 }
 

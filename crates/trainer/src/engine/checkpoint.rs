@@ -21,7 +21,7 @@ use super::{
     quantised::{BLOCK, Quantised},
     weights::WeightFiles,
 };
-use candle_core::{Device, Tensor, Var};
+use candle_core::{Tensor, Var};
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 use std::{
@@ -145,7 +145,7 @@ pub fn load_weights(file: &Path, kind: &Kind, params: &Params) -> Result<(), Tra
     weights.check(&expected, |_| false)?;
     for (name, var) in params.iter() {
         let (values, shape) = weights.load(&kind.stored_name(name))?;
-        var.set(&Tensor::from_vec(values, shape, &Device::Cpu)?)?;
+        var.set(&Tensor::from_vec(values, shape, var.device())?)?;
     }
     Ok(())
 }
@@ -171,7 +171,8 @@ pub fn save(
         if let Kind::Adapter { config } = kind {
             files::write(&temp.join(ADAPTER_CONFIG), config)?;
         }
-        files::write_tensors(&temp.join(OPTIMIZER), optimizer.moments.iter().flat_map(|(n, m)| stored_moments(n, m)))?;
+        let moments = optimizer.moments()?;
+        files::write_tensors(&temp.join(OPTIMIZER), moments.iter().flat_map(|(n, m)| stored_moments(n, m)))?;
         if let Some(best) = best {
             files::copy(best, &temp.join(BEST))?;
         }
@@ -216,7 +217,7 @@ pub fn load(
         let shapes = |(name, var): (&str, &Var)| moment_shapes(name, var.elem_count(), quantised(var));
         moments.check(&params.iter().flat_map(shapes).collect::<Vec<_>>(), |_| false)?;
         for (name, var) in params.iter() {
-            optimizer.moments.insert(name.to_owned(), load_moments(&moments, name, quantised(var))?);
+            optimizer.restore(name, load_moments(&moments, name, quantised(var))?);
         }
     }
     optimizer.step = state.step;

@@ -4,7 +4,7 @@
 //! and everything else is as for any other model.
 
 use super::{Setup, TrainError, data::Batch, model::CausalLm, step};
-use candle_core::{D, Device, Tensor};
+use candle_core::{D, Tensor};
 use dataset::{Label, ReadError, Row, Rows};
 use serde_json::{Value, json};
 use std::{
@@ -162,7 +162,7 @@ impl Tally {
         let x = step::hidden(model, batch, &batch.pass())?;
         let starts: Vec<u32> = batch.segments.ranges().map(|r| u32::try_from(r.start).unwrap_or(u32::MAX)).collect();
         let truth = batch.segments.ranges().filter_map(|r| batch.targets.get(r.start).copied());
-        let first = x.index_select(&Tensor::from_slice(&starts, starts.len(), &Device::Cpu)?, 0)?; // (N, C) -> (B, C)
+        let first = x.index_select(&Tensor::from_slice(&starts, starts.len(), x.device())?, 0)?; // (N, C) -> (B, C)
         let predicted: Vec<u32> = model.logits(&first)?.argmax(D::Minus1)?.to_vec1()?;
         for pair in truth.zip(predicted) {
             let n = self.0.entry(pair).or_default();

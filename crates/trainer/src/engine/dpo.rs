@@ -96,7 +96,7 @@ pub fn forward_backward(
             let (sums, slopes) = losses(config, &policy, &reference);
             outcome = sums;
             *forward += started.elapsed();
-            Ok(seed(batch, &slopes, options.denominator)?)
+            Ok(seed(batch, &slopes, options.denominator, log_probs.device())?)
         },
     )?;
     Ok(outcome)
@@ -199,14 +199,14 @@ fn of_margin(kind: DpoLoss, config: &DpoConfig, z: f64) -> (f64, f64) {
 }
 
 /// Gradient of the mean loss by every token's log-probability, `(N)`.
-fn seed(batch: &Batch, slopes: &[[f64; 2]], denominator: f64) -> candle_core::Result<Tensor> {
+fn seed(batch: &Batch, slopes: &[[f64; 2]], denominator: f64, device: &Device) -> candle_core::Result<Tensor> {
     let mut gradient = Vec::with_capacity(batch.tokens.len());
     for (range, slope) in batch.segments.ranges().zip(slopes.iter().flatten()) {
         #[expect(clippy::as_conversions, reason = "gradients are f32")]
         gradient.extend(std::iter::repeat_n((slope / denominator) as f32, range.len()));
     }
     let n = gradient.len();
-    Tensor::from_vec(gradient, n, &Device::Cpu)
+    Tensor::from_vec(gradient, n, device)
 }
 
 #[cfg(test)]

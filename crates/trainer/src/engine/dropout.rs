@@ -22,6 +22,9 @@ impl Dropout {
     /// # Errors
     /// Tensor errors only.
     pub fn apply(self, x: &Tensor, module: u64) -> Result<Tensor> {
+        if kernels::is_portable(x) {
+            return kernels::dropout(x, self.probability, self.key.at(module).value());
+        }
         x.contiguous()?.apply_op1(Mask { probability: self.probability, key: self.key.at(module) })
     }
 }
@@ -82,5 +85,19 @@ mod tests {
         let mean = values.iter().sum::<f32>() / 20_000.0;
         assert!((mean - 1.0).abs() < 0.02, "{mean}");
         assert_ne!(values, dropout.apply(&x, 4).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap());
+    }
+
+    #[test]
+    fn the_portable_form_draws_the_same_mask() {
+        let x = Var::from_tensor(&candle_core::Tensor::randn(0.0_f32, 1.0, (170, 190), &Device::Cpu).unwrap()).unwrap();
+        for probability in [0.0, 0.1, 0.5] {
+            let dropout = Dropout { probability, key: Key::new(3, "dropout") };
+            let run = || {
+                let y = dropout.apply(&x, 9).unwrap();
+                let grads = y.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+                [&y, grads.get(&x).unwrap()].map(|t| t.flatten_all().unwrap().to_vec1::<f32>().unwrap())
+            };
+            assert_eq!(kernels::with_portable(run), run());
+        }
     }
 }

@@ -1,11 +1,11 @@
 //! Text generation with a base model and, optionally, its adapter.
 
 use super::{
-    TrainError, lora,
+    Place, TrainError, lora,
     model::{self, Attend, AttentionOptions, BuildOptions, CausalLm, Dims, Heads, Pass},
     rng::Key,
 };
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use dataset::{ChatRow, EncodeError, Encoder, Role, StreamDecoder};
 use kernels::Segments;
 use std::path::Path;
@@ -75,16 +75,17 @@ pub struct Generator {
 }
 
 impl Generator {
-    /// Loads the model in `model_dir` (HF layout) and the PEFT adapter in `adapter`.
+    /// Loads the model in `model_dir` (HF layout) and the PEFT adapter in `adapter` to `place`.
     ///
     /// # Errors
-    /// `ModelCorrupt`: unusable model or adapter files.
-    pub fn load(model_dir: &Path, adapter: Option<&Path>) -> Result<Self, TrainError> {
+    /// `ModelCorrupt`: unusable model or adapter files. `StartFailed`: a device that cannot be had.
+    pub fn load(model_dir: &Path, adapter: Option<&Path>, place: Place) -> Result<Self, TrainError> {
         let options = BuildOptions {
             train_weights: false,
             random: None,
             max_positions: MAX_CONTEXT,
             base_dtype: BaseDtype::Auto,
+            place,
             classes: None,
         };
         let mut model = model::load(model_dir, options)?;
@@ -239,7 +240,7 @@ impl Attend for Cache {
         let Heads { heads, kv_heads, head_dim } = options.heads;
         let (n, width) = k.dims2()?;
         let Some(slot) = self.layers.get_mut(layer) else { candle_core::bail!("there is no block {layer}") };
-        let empty = || Tensor::zeros((self.capacity, width), DType::F32, &Device::Cpu);
+        let empty = || Tensor::zeros((self.capacity, width), k.dtype(), k.device());
         let (keys, values) = match slot {
             Some(kept) => kept,
             None => slot.insert((empty()?, empty()?)),
@@ -259,12 +260,12 @@ impl Attend for Cache {
         let q = q.reshape((kv_heads, heads.checked_div(kv_heads).unwrap_or(1), head_dim))?;
         #[expect(clippy::as_conversions, reason = "a head size is small")]
         let scale = options.scale.map_or_else(|| 1.0 / (head_dim as f64).sqrt(), f64::from);
-        let scores = (q.matmul(&view(keys)?.transpose(1, 2)?)? * scale)?;
+        let scores = (q.matmul(&view(keys)?.transpose(1, 2)?)?.to_dtype(DType::F32)? * scale)?;
         let scores = match options.soft_cap.map(f64::from) {
             Some(cap) => ((scores / cap)?.tanh()? * cap)?,
             None => scores,
         };
-        let weights = candle_nn::ops::softmax(&scores, candle_core::D::Minus1)?;
+        let weights = candle_nn::ops::softmax(&scores, candle_core::D::Minus1)?.to_dtype(v.dtype())?;
         weights.matmul(&view(values)?)?.reshape((1, heads.saturating_mul(head_dim))) // (KV, H/KV, D) -> (1, H·D)
     }
 }

@@ -124,8 +124,8 @@ pub fn attach(model: &mut dyn CausalLm, config: &LoraConfig, seed: u64) -> Resul
             let bound = 1.0 / (inner as f64).sqrt();
             (0_u64..).take(r.saturating_mul(inner)).map(|i| ((2.0 * key.unit(i) - 1.0) * bound) as f32).collect()
         };
-        let a = Var::from_vec(a, (r, inner), &Device::Cpu)?;
-        let b = Var::zeros((out, r), DType::F32, &Device::Cpu)?;
+        let a = Var::from_vec(a, (r, inner), weight.device())?;
+        let b = Var::zeros((out, r), DType::F32, weight.device())?;
         let magnitude = if config.use_dora {
             Some(Var::from_tensor(&kernels::merged_row_norms(&weight, &a, &b, scale)?)?)
         } else {
@@ -284,13 +284,14 @@ pub fn load(model: &mut dyn CausalLm, dir: &Path) -> Result<LoraConfig, TrainErr
     let found = saved.check(all.iter().map(|s| (s.path.as_str(), s.shape)), &heads)?;
     for (name, var) in heads.iter() {
         let (values, shape) = saved.files.load(&format!("{PEFT_PREFIX}{name}"))?;
-        var.set(&Tensor::from_vec(values, shape, &Device::Cpu)?)?;
+        var.set(&Tensor::from_vec(values, shape, var.device())?)?;
     }
     let every: Vec<String> = all.iter().map(|s| s.path.clone()).collect();
     for site in all.into_iter().filter(|s| found.contains(&s.path)) {
         let Module { a, b, magnitude, scale } = saved.module(&site.path)?;
-        let magnitude = magnitude.map(|m| Var::from_tensor(&m)).transpose()?;
-        let lora = Lora { a: Var::from_tensor(&a)?, b: Var::from_tensor(&b)?, magnitude, scale, index: site.index };
+        let variable = |t: Tensor| Var::from_tensor(&t.to_device(site.weight.device())?);
+        let magnitude = magnitude.map(variable).transpose()?;
+        let lora = Lora { a: variable(a)?, b: variable(b)?, magnitude, scale, index: site.index };
         model.attach(&site.path, lora);
     }
     Ok(LoraConfig { target_modules: TargetModules::Names(target_names(&found, &every)), ..saved.config })

@@ -10,6 +10,7 @@ pub mod best;
 pub mod checkpoint;
 pub mod classify;
 pub mod data;
+pub mod device;
 pub mod dpo;
 pub mod dropout;
 pub mod error;
@@ -28,6 +29,7 @@ pub mod schedule;
 pub mod step;
 pub mod weights;
 
+pub use device::{DeviceChoice, Place};
 pub use error::TrainError;
 
 use std::{
@@ -60,6 +62,7 @@ pub struct Setup {
     pub resume: Option<PathBuf>,
     /// Compute threads; results are bit-equal only for equal counts.
     pub threads: usize,
+    pub place: Place,
 }
 
 /// What the outside wants; asked before every step, and within long ones.
@@ -149,6 +152,7 @@ pub fn dump_logits(model_dir: &Path, adapter: Option<&Path>, text: &str) -> Resu
         random: None,
         max_positions: tokens.len(),
         base_dtype: BaseDtype::Auto,
+        place: Place::Cpu,
         classes: None,
     };
     let mut model = model::load(model_dir, options)?;

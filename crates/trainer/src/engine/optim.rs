@@ -6,9 +6,11 @@ use super::{
     params::{Gradients, Params},
     quantised::{BLOCK, Map, Quantised, read_block, write_block},
 };
-use candle_core::{CpuStorage, InplaceOp2, Layout, Tensor};
+use candle_core::{CpuStorage, DType, Device, InplaceOp2, Layout, Tensor, Var};
+use kernels::AdamWRule as Rule;
 use rayon::prelude::*;
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     sync::{Mutex, PoisonError},
 };
@@ -74,13 +76,15 @@ pub struct AdamWConfig {
 pub struct AdamW {
     pub config: AdamWConfig,
     pub step: u64,
-    pub moments: BTreeMap<String, Moments>,
+    moments: BTreeMap<String, Moments>,
+    /// Full moments of parameters that are on a device, where they are updated.
+    on_device: BTreeMap<String, (Tensor, Tensor)>,
 }
 
 impl AdamW {
     #[must_use]
     pub const fn new(config: AdamWConfig) -> Self {
-        Self { config, step: 0, moments: BTreeMap::new() }
+        Self { config, step: 0, moments: BTreeMap::new(), on_device: BTreeMap::new() }
     }
 
     /// One update of every parameter; gradients are multiplied by `clip` first.
@@ -97,8 +101,6 @@ impl AdamW {
             let grad = grads
                 .get(name)
                 .ok_or_else(|| TrainError::internal(format!("`{name}` is trainable but received no gradient")))?;
-            let fresh = || Moments::zeros(c.optim, var.elem_count());
-            let moments = self.moments.entry(name.to_owned()).or_insert_with(fresh);
             // `transformers.Trainer` exempts norm weights and biases from decay: all vectors but DoRA's.
             let decayed = var.rank() > 1 || name.ends_with("lora_magnitude_vector");
             let decay = if decayed { c.weight_decay } else { 0.0 };
@@ -111,11 +113,67 @@ impl AdamW {
                 step_size: narrow(rate / correction1),
                 root2: narrow(correction2.sqrt()),
             };
-            var.as_tensor().inplace_op2(&grad.contiguous()?, &Update { moments: Mutex::new(moments), rule })?;
+            self.update(name, var, grad, rule)?;
         }
         self.step = count;
         Ok(())
     }
+
+    fn update(&mut self, name: &str, var: &Var, grad: &Tensor, rule: Rule) -> Result<(), TrainError> {
+        let (optim, n) = (self.config.optim, var.elem_count());
+        let zeros = || Moments::zeros(optim, n);
+        let quantised = Moments::are_quantised(optim, n);
+        if !var.device().is_cpu() && !quantised {
+            if !self.on_device.contains_key(name) {
+                let moments = self.moments.remove(name).unwrap_or_else(zeros);
+                self.on_device.insert(name.to_owned(), upload(moments, var)?);
+            }
+            if let Some((m, v)) = self.on_device.get(name) {
+                kernels::adamw(var, grad, m, v, rule)?;
+            }
+            return Ok(());
+        }
+        let moments = self.moments.entry(name.to_owned()).or_insert_with(zeros);
+        // Moments of eight bits stay on the CPU, where their blocks are coded.
+        let update = Update { moments: Mutex::new(moments), rule };
+        if var.device().is_cpu() {
+            return Ok(var.as_tensor().inplace_op2(&grad.contiguous()?, &update)?);
+        }
+        let here = var.as_detached_tensor().to_device(&Device::Cpu)?;
+        here.inplace_op2(&grad.to_device(&Device::Cpu)?.contiguous()?, &update)?;
+        Ok(var.set(&here.to_device(var.device())?)?)
+    }
+
+    /// Every parameter's moments, for a checkpoint.
+    ///
+    /// # Errors
+    /// Tensor errors only.
+    pub fn moments(&self) -> Result<Cow<'_, BTreeMap<String, Moments>>, TrainError> {
+        if self.on_device.is_empty() {
+            return Ok(Cow::Borrowed(&self.moments));
+        }
+        let mut all = self.moments.clone();
+        for (name, (m, v)) in &self.on_device {
+            let values = |t: &Tensor| t.flatten_all()?.to_vec1();
+            all.insert(name.clone(), Moments::Full { exp_avg: values(m)?, exp_avg_sq: values(v)? });
+        }
+        Ok(Cow::Owned(all))
+    }
+
+    /// Puts in the moments of one parameter that a checkpoint held.
+    pub fn restore(&mut self, name: &str, moments: Moments) {
+        self.on_device.remove(name);
+        self.moments.insert(name.to_owned(), moments);
+    }
+}
+
+/// Full moments as tensors beside `var`.
+fn upload(moments: Moments, var: &Var) -> Result<(Tensor, Tensor), TrainError> {
+    let Moments::Full { exp_avg, exp_avg_sq } = moments else {
+        return Err(TrainError::internal("moments of eight bits cannot be updated on a device"));
+    };
+    let tensor = |values: Vec<f32>| Tensor::from_vec(values, var.shape(), var.device());
+    Ok((tensor(exp_avg)?, tensor(exp_avg_sq)?))
 }
 
 #[expect(clippy::as_conversions, reason = "the update runs in f32")]
@@ -123,26 +181,12 @@ const fn narrow(x: f64) -> f32 {
     x as f32
 }
 
-/// The numbers of one update.
-#[derive(Clone, Copy)]
-struct Rule {
-    clip: f32,
-    shrink: f32,
-    beta1: f32,
-    beta2: f32,
-    epsilon: f32,
-    step_size: f32,
-    root2: f32,
-}
-
-impl Rule {
-    fn apply(self, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
-        for (((p, g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
-            let g = g * self.clip;
-            *m += (1.0 - self.beta1) * (g - *m);
-            *v = self.beta2 * *v + (1.0 - self.beta2) * g * g;
-            *p = *p * self.shrink - self.step_size * *m / (v.sqrt() / self.root2 + self.epsilon);
-        }
+fn apply(rule: Rule, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
+    for (((p, g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
+        let g = g * rule.clip;
+        *m += (1.0 - rule.beta1) * (g - *m);
+        *v = rule.beta2 * *v + (1.0 - rule.beta2) * g * g;
+        *p = *p * rule.shrink - rule.step_size * *m / (v.sqrt() / rule.root2 + rule.epsilon);
     }
 }
 
@@ -178,7 +222,7 @@ impl InplaceOp2 for Update<'_> {
         match &mut **moments {
             Moments::Full { exp_avg: m, exp_avg_sq: v } => pieces
                 .zip(m.par_chunks_mut(PIECE).zip(v.par_chunks_mut(PIECE)))
-                .for_each(|((p, g), (m, v))| rule.apply(p, g, m, v)),
+                .for_each(|((p, g), (m, v))| apply(rule, p, g, m, v)),
             Moments::Eight { exp_avg, root } => pieces
                 .zip(blocks(exp_avg).zip(blocks(root)))
                 .for_each(|((p, g), (m, v))| update_quantised(rule, p, g, m, v)),
@@ -207,7 +251,7 @@ fn update_quantised(rule: Rule, p: &mut [f32], g: &[f32], (m, m_scales): Codes<'
         read_block(signed, m, *m_scale, exp_avg);
         read_block(unsigned, v, *v_scale, exp_avg_sq);
         exp_avg_sq.iter_mut().for_each(|root| *root *= *root);
-        rule.apply(p, g, exp_avg, exp_avg_sq);
+        apply(rule, p, g, exp_avg, exp_avg_sq);
         exp_avg_sq.iter_mut().for_each(|square| *square = square.sqrt());
         *m_scale = write_block(signed, exp_avg, m);
         *v_scale = write_block(unsigned, exp_avg_sq, v);
@@ -217,19 +261,37 @@ fn update_quantised(rule: Rule, p: &mut [f32], g: &[f32], (m, m_scales): Codes<'
         }
     }
 }
+
 /// L2 norm over all gradients, summed in f64 in a fixed order.
 ///
 /// # Errors
 /// Tensor errors only.
 pub fn global_norm(grads: &Gradients) -> Result<f64, TrainError> {
     let mut total = 0.0_f64;
+    // Read in one go: each reading waits for the device.
+    let mut on_device = Vec::new();
     for (_, grad) in grads.iter() {
-        total += sum_of_squares(grad)?;
+        if grad.device().is_cpu() {
+            total += sum_of_squares(grad)?;
+        } else {
+            on_device.push(squares(grad)?);
+        }
+    }
+    if !on_device.is_empty() {
+        total += Tensor::cat(&on_device, 0)?.to_vec1::<f32>()?.into_iter().map(f64::from).sum::<f64>();
     }
     Ok(total.sqrt())
 }
 
+/// [`sum_of_squares`] as a tensor `(1)`.
+fn squares(grad: &Tensor) -> candle_core::Result<Tensor> {
+    grad.flatten_all()?.to_dtype(DType::F32)?.sqr()?.sum_keepdim(0)
+}
+
 pub(super) fn sum_of_squares(grad: &Tensor) -> Result<f64, TrainError> {
+    if !grad.device().is_cpu() {
+        return Ok(squares(grad)?.to_vec1::<f32>()?.into_iter().map(f64::from).sum());
+    }
     let grad = grad.contiguous()?;
     let (storage, layout) = grad.storage_and_layout();
     let candle_core::Storage::Cpu(storage) = &*storage else {

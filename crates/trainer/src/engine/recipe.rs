@@ -137,6 +137,7 @@ impl<'a> Run<'a> {
             random: (config.init == Init::Random).then_some(t.seed),
             max_positions: t.max_seq_length,
             base_dtype: t.base_dtype,
+            place: setup.place,
             classes: classes.as_ref().map(Classes::count),
         };
         fit::check_weights(setup)?;

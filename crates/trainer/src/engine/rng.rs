@@ -31,6 +31,12 @@ impl Key {
         Self(mix(self.0 ^ mix(n.wrapping_add(GOLDEN))))
     }
 
+    /// The sequence as [`kernels::dropout`] takes it.
+    #[must_use]
+    pub const fn value(self) -> u64 {
+        self.0
+    }
+
     /// Value `i` of the sequence.
     #[must_use]
     pub const fn bits(self, i: u64) -> u64 {

@@ -8,7 +8,7 @@
 //! gradients are added up: activations are kept for one part only, at no cost in speed.
 
 use super::{
-    TrainError,
+    Place, TrainError,
     data::Batch,
     dropout::Dropout,
     model::{Causal, CausalLm, Pass},
@@ -64,7 +64,7 @@ pub fn forward_backward_timed(
     grads: &mut Gradients,
     forward: &mut Duration,
 ) -> Result<f64, TrainError> {
-    let parts = parts(batch)?;
+    let parts = parts(batch, part_tokens(model.place()))?;
     if parts.is_empty() {
         return run(model, batch, options, grads, forward);
     }
@@ -77,16 +77,24 @@ pub fn forward_backward_timed(
     Ok(loss)
 }
 
-/// The batch cut between sequences into parts of at most [`PART_TOKENS`] tokens, or one longer sequence each; none
-/// when it is small enough as it is.
-fn parts(batch: &Batch) -> Result<Vec<Batch>, TrainError> {
-    if batch.tokens.len() <= PART_TOKENS || batch.segments.count() < 2 {
+/// [`PART_TOKENS`] where `place` is the CPU; a GPU needs more to be busy.
+const fn part_tokens(place: Place) -> usize {
+    match place {
+        Place::Cpu => PART_TOKENS,
+        Place::Cuda(_) => 16 * PART_TOKENS,
+    }
+}
+
+/// The batch cut between sequences into parts of at most `limit` tokens, or one longer sequence each; none when it
+/// is small enough as it is.
+fn parts(batch: &Batch, limit: usize) -> Result<Vec<Batch>, TrainError> {
+    if batch.tokens.len() <= limit || batch.segments.count() < 2 {
         return Ok(Vec::new());
     }
     let mut parts: Vec<Vec<Range<usize>>> = Vec::new();
     for range in batch.segments.ranges() {
         match parts.last_mut() {
-            Some(part) if part.first().is_some_and(|f| range.end.saturating_sub(f.start) <= PART_TOKENS) => {
+            Some(part) if part.first().is_some_and(|f| range.end.saturating_sub(f.start) <= limit) => {
                 part.push(range);
             }
             _ => parts.push(vec![range]),

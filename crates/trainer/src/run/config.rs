@@ -1,5 +1,6 @@
 //! What `hone-trainer run` reads from its environment.
 
+use crate::engine::device::{DeviceChoice, HONE_DEVICE};
 use anyhow::{Context, bail};
 use service::{Env, SecretString, client::RetryPolicy};
 use std::{num::NonZero, path::PathBuf, thread::available_parallelism, time::Duration};
@@ -14,6 +15,7 @@ pub struct RunConfig {
     pub token: SecretString,
     pub scratch: PathBuf,
     pub threads: usize,
+    pub device: DeviceChoice,
     pub cache_bytes: u64,
     pub spool_bytes: usize,
     /// For one batch of progress reports, before it goes to storage instead.
@@ -56,6 +58,7 @@ impl RunConfig {
             token: env.required_secret(job_env::JOB_TOKEN, "give the job's token in JOB_TOKEN or JOB_TOKEN_FILE")?,
             scratch: scratch.unwrap_or_else(|| std::env::temp_dir().join("hone-trainer")),
             threads: env.parse_or("HONE_THREADS", cores)?.max(1),
+            device: env.parse_or(HONE_DEVICE, DeviceChoice::Auto)?,
             cache_bytes: env.parse_or("CACHE_MAX_BYTES", 50_000_000_000)?,
             spool_bytes: env.parse_or("SPOOL_MAX_BYTES", 16 << 20)?,
             callback_retry: RetryPolicy {

@@ -14,7 +14,7 @@ pub use config::RunConfig;
 
 use crate::{
     control::{Deadline, Signal, Switch},
-    engine::{self, TrainError},
+    engine::{self, Place, TrainError},
     gateway::Gateway,
     logfile::LogFile,
     report::{ReportConfig, Reporter},
@@ -102,7 +102,8 @@ async fn attempt(config: RunConfig, log: LogFile) -> anyhow::Result<i32> {
     scratch::sweep(&config);
     let started = EventKind::Started {
         trainer_version: env!("CARGO_PKG_VERSION").to_owned(),
-        device: "cpu".to_owned(),
+        // A device that cannot be had fails the attempt, where inputs are staged.
+        device: config.device.place().map_or_else(|_| config.device.to_string(), Place::describe),
         threads: config.threads,
         resumed_from_step: config.resume_step(),
     };

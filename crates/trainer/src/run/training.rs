@@ -138,6 +138,7 @@ impl Attempt {
             work_dir: dir.join("work"),
             resume,
             threads: config.threads,
+            place: config.device.place()?,
         })
     }
 

@@ -48,7 +48,14 @@ fn tensors(name: &str) -> HashMap<String, Tensor> {
 fn build(dir: &Path, train_weights: bool) -> Box<dyn CausalLm> {
     model::load(
         dir,
-        BuildOptions { train_weights, random: None, max_positions: 64, base_dtype: BaseDtype::Auto, classes: None },
+        BuildOptions {
+            train_weights,
+            random: None,
+            max_positions: 64,
+            base_dtype: BaseDtype::Auto,
+            place: trainer::engine::Place::Cpu,
+            classes: None,
+        },
     )
     .unwrap()
 }
@@ -313,8 +320,8 @@ fn whole_runs_of_every_architecture_learn_and_leave_what_can_be_loaded() {
             println!("{architecture} {method:?}: {before:.3} -> {after:.3}");
             assert!(after < 0.95 * before, "{architecture} {method:?}: {before} -> {after}");
             let mut generator = match method {
-                Method::Sft => Generator::load(&base, Some(&artifacts)).unwrap(),
-                _ => Generator::load(&artifacts, None).unwrap(),
+                Method::Sft => Generator::load(&base, Some(&artifacts), trainer::engine::Place::Cpu).unwrap(),
+                _ => Generator::load(&artifacts, None, trainer::engine::Place::Cpu).unwrap(),
             };
             let input = Input::Prompt("green, said she and went on".into());
             let request = Request { input, max_tokens: 20, temperature: 0.0, top_p: 1.0, seed: 1, use_adapter: true };
@@ -332,6 +339,7 @@ fn random_weights_start_as_those_of_transformers() {
             random: Some(1),
             max_positions: 64,
             base_dtype: BaseDtype::Auto,
+            place: trainer::engine::Place::Cpu,
             classes: None,
         };
         let model = model::load(&fixture(name), options).unwrap();

@@ -83,6 +83,7 @@ fn sixteen_bits_take_half_the_memory() {
         random: None,
         max_positions: 8,
         base_dtype: BaseDtype::Auto,
+        place: trainer::engine::Place::Cpu,
         classes: None,
     };
     let weights = model::load(&model, options).unwrap().weights();

@@ -43,6 +43,7 @@ fn models_of_the_hub_want_the_weights_that_transformers_wants() {
             train_weights: false,
             random: None,
             base_dtype: BaseDtype::Auto,
+            place: trainer::engine::Place::Cpu,
             max_positions: 128,
             classes: None,
         };

@@ -10,6 +10,7 @@ mod hub_configs;
 mod kill;
 mod merge;
 mod model;
+mod portable;
 mod ref_bert;
 mod ref_dpo;
 mod ref_lora;

@@ -32,7 +32,14 @@ fn load(extra: serde_json::Value, train_weights: bool) -> Box<dyn CausalLm> {
     let path = model_dir(dir.path(), extra);
     model::load(
         &path,
-        BuildOptions { train_weights, random: None, max_positions: 64, base_dtype: BaseDtype::Auto, classes: None },
+        BuildOptions {
+            train_weights,
+            random: None,
+            max_positions: 64,
+            base_dtype: BaseDtype::Auto,
+            place: trainer::engine::Place::Cpu,
+            classes: None,
+        },
     )
     .unwrap()
 }
@@ -156,6 +163,7 @@ fn shards_give_the_model_of_a_single_file() {
         random: None,
         max_positions: 64,
         base_dtype: BaseDtype::Auto,
+        place: trainer::engine::Place::Cpu,
         classes: None,
     };
     let batch = corpus(&[9]).batch(&[0]).unwrap();

@@ -61,6 +61,7 @@ fn setup(dir: &Path, tuning: Tuning, reference: &Value) -> Setup {
         work_dir: dir.to_owned(),
         resume: None,
         threads: 2,
+        place: trainer::engine::Place::Cpu,
     }
 }
 
@@ -69,7 +70,14 @@ fn bert(dir: &Path, adapter: Option<&Path>) -> Box<dyn CausalLm> {
 }
 
 fn bert_in(base_dtype: BaseDtype, dir: &Path, adapter: Option<&Path>) -> Box<dyn CausalLm> {
-    let options = BuildOptions { train_weights: false, random: None, max_positions: 32, base_dtype, classes: Some(3) };
+    let options = BuildOptions {
+        train_weights: false,
+        random: None,
+        max_positions: 32,
+        base_dtype,
+        place: trainer::engine::Place::Cpu,
+        classes: Some(3),
+    };
     let mut model = model::load(dir, options).unwrap();
     if let Some(adapter) = adapter {
         lora::load(model.as_mut(), adapter).unwrap();

@@ -50,6 +50,7 @@ fn setup(dir: &Path, reference: &Value) -> Setup {
         work_dir: dir.to_owned(),
         resume: None,
         threads: 2,
+        place: trainer::engine::Place::Cpu,
     }
 }
 

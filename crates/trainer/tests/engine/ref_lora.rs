@@ -58,6 +58,7 @@ pub fn setup(dir: &Path, method: Method, reference: &Value) -> Setup {
         work_dir: dir.to_owned(),
         resume: None,
         threads: 2,
+        place: trainer::engine::Place::Cpu,
     }
 }
 
@@ -151,6 +152,7 @@ fn logits_of_base_and_adapter_equal_those_of_peft() {
         random: None,
         max_positions: 128,
         base_dtype: BaseDtype::Auto,
+        place: trainer::engine::Place::Cpu,
         classes: None,
     };
     let mut model = model::load(&fixture("model"), options).unwrap();

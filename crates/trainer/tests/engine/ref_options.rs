@@ -34,6 +34,7 @@ fn base(dir: &std::path::Path) -> Box<dyn CausalLm> {
             random: None,
             max_positions: 128,
             base_dtype: BaseDtype::Auto,
+            place: trainer::engine::Place::Cpu,
             classes: None,
         },
     )

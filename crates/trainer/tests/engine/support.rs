@@ -52,6 +52,7 @@ pub fn model_dir(dir: &Path, extra: serde_json::Value) -> PathBuf {
             random: Some(5),
             max_positions: 8,
             base_dtype: BaseDtype::Auto,
+            place: trainer::engine::Place::Cpu,
             classes: None,
         },
     )
@@ -139,6 +140,7 @@ pub fn setup(dir: &Path, model_dir: &Path, config: TrainingConfig) -> Setup {
         work_dir: dir.join("work"),
         resume: None,
         threads: 2,
+        place: trainer::engine::Place::Cpu,
     }
 }
 

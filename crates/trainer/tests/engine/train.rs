@@ -259,7 +259,8 @@ fn full_fine_tuning_keeps_the_layout_and_the_element_type_of_the_base() {
         .unwrap();
         assert!(moved.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap() > 0.0, "{name} did not change");
     }
-    Generator::load(&setup.work_dir.join("artifacts"), None).expect("the result is a model directory");
+    Generator::load(&setup.work_dir.join("artifacts"), None, trainer::engine::Place::Cpu)
+        .expect("the result is a model directory");
 }
 
 #[test]
@@ -388,7 +389,8 @@ fn a_trained_adapter_answers_and_can_be_switched_off() {
     config.lora.lora_alpha = 16.0;
     let setup = setup(dir.path(), &model, config);
     finish(&setup);
-    let mut generator = Generator::load(&model, Some(&setup.work_dir.join("artifacts"))).unwrap();
+    let mut generator =
+        Generator::load(&model, Some(&setup.work_dir.join("artifacts")), trainer::engine::Place::Cpu).unwrap();
     let input = Input::Messages(vec![Message { role: "user".into(), content: "say green!".into() }]);
     let request = Request { input, max_tokens: 30, temperature: 0.0, top_p: 1.0, seed: 1, use_adapter: true };
     let mut streamed = String::new();
@@ -397,7 +399,8 @@ fn a_trained_adapter_answers_and_can_be_switched_off() {
     assert_eq!(streamed, tuned.text);
     let base = generator.generate(&Request { use_adapter: false, ..request.clone() }, &mut |_| ()).unwrap();
     assert_ne!(base.text, tuned.text);
-    let alone = Generator::load(&model, None).unwrap().generate(&request, &mut |_| ()).unwrap();
+    let alone =
+        Generator::load(&model, None, trainer::engine::Place::Cpu).unwrap().generate(&request, &mut |_| ()).unwrap();
     assert_eq!(alone.text, base.text, "without its adapter it is the base model");
     let long = Request { input: Input::Prompt("x".repeat(200)), ..request };
     assert!(

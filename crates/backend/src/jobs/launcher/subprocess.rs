@@ -29,7 +29,7 @@ const KEEP: usize = 20;
 /// Lines of the trainer's log that a failure shows.
 const TAIL_LINES: usize = 15;
 /// What a trainer inherits. Nothing else: no storage keys, no database URL.
-const INHERITED: [&str; 10] = [
+const INHERITED: [&str; 12] = [
     "PATH",
     "HOME",
     "RUST_LOG",
@@ -38,6 +38,8 @@ const INHERITED: [&str; 10] = [
     "TMPDIR",
     "LD_LIBRARY_PATH",
     "CUDA_VISIBLE_DEVICES",
+    "CUDA_LIB_DIR",
+    "HONE_DEVICE",
     "HONE_THREADS",
     "SSL_CERT_FILE",
 ];

@@ -3,8 +3,8 @@
 //! sequence, whose activation the head reads.
 
 use super::{Attend, BuildOptions, CausalLm, Dims, Heads, Linear, Loader, Lora, Pass, Source, Weight, config};
-use crate::engine::{TrainError, params::Params, weights::WeightFiles};
-use candle_core::{DType, Device, Result, Tensor, bail};
+use crate::engine::{Place, TrainError, params::Params, weights::WeightFiles};
+use candle_core::{DType, Result, Tensor, bail};
 use kernels::{AttentionShape, IGNORE};
 use serde::Deserialize;
 use std::path::Path;
@@ -84,6 +84,8 @@ impl Norm {
 
 #[derive(Debug)]
 struct Embeddings {
+    /// Element type of activations.
+    dtype: DType,
     words: Weight,
     positions: Weight,
     types: Weight,
@@ -91,22 +93,19 @@ struct Embeddings {
 }
 
 impl Embeddings {
-    fn load(loader: &mut Loader, c: &Config) -> std::result::Result<Self, TrainError> {
+    fn load(loader: &mut Loader, c: &Config, dtype: DType) -> std::result::Result<Self, TrainError> {
         let mut table = |name: &str, rows: usize| {
             loader.weight(&format!("bert.embeddings.{name}_embeddings.weight"), &[rows, c.hidden_size])
         };
         let words = table("word", c.vocab_size)?;
         let positions = table("position", c.max_position_embeddings)?;
         let types = table("token_type", c.type_vocab_size)?;
-        Ok(Self { words, positions, types, norm: Norm::load(loader, "bert.embeddings", c)? })
+        Ok(Self { dtype, words, positions, types, norm: Norm::load(loader, "bert.embeddings", c)? })
     }
 
     /// Tokens `(N)` → `(N, C)`; all tokens are of the first type.
     fn forward(&self, tokens: &[u32], pass: &Pass) -> Result<Tensor> {
-        let ids = |of: &[u32]| Tensor::from_slice(of, of.len(), &Device::Cpu);
-        let rows = |of: &Weight, chosen: &[u32]| -> Result<Tensor> {
-            of.tensor(pass.grad).index_select(&ids(chosen)?, 0)?.to_dtype(DType::F32) // (rows, C) -> (N, C)
-        };
+        let rows = |of: &Weight, chosen: &[u32]| of.rows(chosen, pass.grad, self.dtype);
         let (words, positions) = (rows(&self.words, tokens)?, rows(&self.positions, &pass.positions)?);
         let kind = rows(&self.types, &[0])?; // (types, C) -> (1, C)
         self.norm.forward(&(words + positions)?.broadcast_add(&kind)?, pass)
@@ -163,6 +162,7 @@ impl Block {
 #[derive(Debug)]
 struct Bert {
     dims: Dims,
+    place: Place,
     embeddings: Embeddings,
     blocks: Vec<Block>,
     pooler: Linear,
@@ -181,16 +181,17 @@ pub(super) fn build(
     let Some(classes) = options.classes else {
         return Err(TrainError::model("the model is an encoder, which classifies texts: use `method: classification`"));
     };
-    let mut shapes = Loader::new(Source::Shapes, false);
-    load(&mut shapes, &c, classes)?;
+    let mut shapes = Loader::shapes();
+    load(&mut shapes, &c, classes, options)?;
     let files = WeightFiles::open_dir(dir)?;
     // A model that was trained for something else has another head, and gets a fresh classifier.
     let fresh = !files.contains(CLASSIFIER);
     let expected: Vec<(String, Vec<usize>)> =
         shapes.asked().iter().filter(|(name, _)| !(fresh && name.starts_with("classifier."))).cloned().collect();
     files.check(&expected, |n| n.starts_with("cls.") || n.ends_with("position_ids"))?;
-    let mut loader = Loader::new(Source::Files(files.keeping(options.base_dtype)), options.train_weights);
-    let mut bert = load(&mut loader, &c, classes)?;
+    let source = Source::Files(files.keeping(options.place.kept(options.base_dtype)));
+    let mut loader = Loader::new(source, options)?;
+    let mut bert = load(&mut loader, &c, classes, options)?;
     let elements = |shape: &[usize]| u64::try_from(shape.iter().product::<usize>()).unwrap_or(u64::MAX);
     bert.weights = shapes.asked().iter().map(|(_, shape)| elements(shape)).sum();
     bert.params = loader.into_params();
@@ -199,9 +200,14 @@ pub(super) fn build(
 
 const CLASSIFIER: &str = "classifier.weight";
 
-fn load(loader: &mut Loader, c: &Config, classes: usize) -> std::result::Result<Bert, TrainError> {
-    let h = c.hidden_size;
-    let embeddings = Embeddings::load(loader, c)?;
+fn load(
+    loader: &mut Loader,
+    c: &Config,
+    classes: usize,
+    options: BuildOptions,
+) -> std::result::Result<Bert, TrainError> {
+    let (h, place) = (c.hidden_size, options.place);
+    let embeddings = Embeddings::load(loader, c, place.activations(options.base_dtype))?;
     let blocks: std::result::Result<Vec<Block>, TrainError> =
         (0..c.num_hidden_layers).map(|layer| Block::load(loader, c, layer)).collect();
     let blocks = blocks?;
@@ -215,7 +221,16 @@ fn load(loader: &mut Loader, c: &Config, classes: usize) -> std::result::Result<
         heads: c.heads(),
         context: c.max_position_embeddings,
     };
-    Ok(Bert { dims, embeddings, blocks, pooler, classifier: (weight, bias), params: Params::default(), weights: 0 })
+    Ok(Bert {
+        dims,
+        place,
+        embeddings,
+        blocks,
+        pooler,
+        classifier: (weight, bias),
+        params: Params::default(),
+        weights: 0,
+    })
 }
 
 impl Bert {
@@ -223,7 +238,7 @@ impl Bert {
     fn head(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
         let pooled = self.pooler.forward(x, pass)?.tanh()?;
         let (weight, bias) = (self.classifier.0.tensor(pass.grad), self.classifier.1.tensor(pass.grad));
-        kernels::add_bias(&kernels::linear_trainable(&pooled, &weight)?, &bias)
+        kernels::add_bias(&kernels::linear_trainable(&pooled, &weight)?, &bias)?.to_dtype(DType::F32)
     }
 
     /// Negative log-likelihood of each target there is, `(B)`, and their rows in `x`.
@@ -231,11 +246,11 @@ impl Bert {
         let rows: Vec<usize> = (0..targets.len()).filter(|row| targets.get(*row) != Some(&IGNORE)).collect();
         let ids: Vec<u32> = rows.iter().map(|row| u32::try_from(*row).unwrap_or(IGNORE)).collect();
         let classes: Vec<u32> = targets.iter().copied().filter(|t| *t != IGNORE).collect();
-        let first = x.index_select(&Tensor::from_vec(ids, rows.len(), &Device::Cpu)?, 0)?; // (N, C) -> (B, C)
+        let first = x.index_select(&Tensor::from_vec(ids, rows.len(), x.device())?, 0)?; // (N, C) -> (B, C)
         let logits = self.head(&first, pass)?;
         let max = logits.max_keepdim(1)?.detach(); // (B, 1)
         let sum = logits.broadcast_sub(&max)?.exp()?.sum_keepdim(1)?.log()?; // (B, 1)
-        let chosen = logits.gather(&Tensor::from_vec(classes, (rows.len(), 1), &Device::Cpu)?, 1)?; // (B, 1)
+        let chosen = logits.gather(&Tensor::from_vec(classes, (rows.len(), 1), x.device())?, 1)?; // (B, 1)
         Ok((((sum + max)? - chosen)?.squeeze(1)?, rows))
     }
 }
@@ -243,6 +258,10 @@ impl Bert {
 impl CausalLm for Bert {
     fn dims(&self) -> Dims {
         self.dims
+    }
+
+    fn place(&self) -> Place {
+        self.place
     }
 
     fn params(&self) -> &Params {

@@ -6,8 +6,8 @@ use super::{
     config::Common,
     layers::{Norm, NormOptions},
 };
-use crate::engine::{TrainError, params::Params, weights::WeightFiles};
-use candle_core::{DType, Device, Result, Tensor};
+use crate::engine::{Place, TrainError, params::Params, weights::WeightFiles};
+use candle_core::{DType, Result, Tensor};
 use std::{fmt::Debug, path::Path};
 
 const EMBED: &str = "model.embed_tokens.weight";
@@ -73,19 +73,19 @@ pub(super) fn build(
     make: MakeBlock<'_>,
 ) -> std::result::Result<Box<dyn CausalLm>, TrainError> {
     // A model of empty tensors says what there must be.
-    let mut shapes = Loader::new(Source::Shapes, false);
-    Decoder::load(&frame, &mut shapes, make)?;
+    let mut shapes = Loader::shapes();
+    Decoder::load(&frame, options, &mut shapes, make)?;
     let source = match options.random {
         Some(seed) => Source::Random { seed, std: frame.std, norm: 1.0 - frame.norm.offset },
         None => {
             let files = WeightFiles::open_dir(dir)?;
             // Old checkpoints carry rotary buffers, and tied ones sometimes a copy of the embedding.
             files.check(shapes.asked(), |n| n.ends_with("rotary_emb.inv_freq") || (n == HEAD && frame.tied))?;
-            Source::Files(files.keeping(options.base_dtype))
+            Source::Files(files.keeping(options.place.kept(options.base_dtype)))
         }
     };
-    let mut loader = Loader::new(source, options.train_weights);
-    let mut decoder = Decoder::load(&frame, &mut loader, make)?;
+    let mut loader = Loader::new(source, options)?;
+    let mut decoder = Decoder::load(&frame, options, &mut loader, make)?;
     let elements = |shape: &[usize]| u64::try_from(shape.iter().product::<usize>()).unwrap_or(u64::MAX);
     decoder.weights = shapes.asked().iter().map(|(_, shape)| elements(shape)).sum();
     decoder.params = loader.into_params();
@@ -95,6 +95,9 @@ pub(super) fn build(
 #[derive(Debug)]
 struct Decoder {
     frame: Frame,
+    place: Place,
+    /// Element type of activations.
+    dtype: DType,
     embed: Weight,
     blocks: Vec<Box<dyn Block>>,
     norm: Norm,
@@ -105,7 +108,13 @@ struct Decoder {
 }
 
 impl Decoder {
-    fn load(frame: &Frame, loader: &mut Loader, make: MakeBlock<'_>) -> std::result::Result<Self, TrainError> {
+    fn load(
+        frame: &Frame,
+        options: BuildOptions,
+        loader: &mut Loader,
+        make: MakeBlock<'_>,
+    ) -> std::result::Result<Self, TrainError> {
+        let (place, dtype) = (options.place, options.place.activations(options.base_dtype));
         let Dims { hidden, vocab, .. } = frame.dims;
         let embed = loader.weight(EMBED, &[vocab, hidden])?;
         let mut blocks = Vec::new();
@@ -114,7 +123,8 @@ impl Decoder {
         }
         let norm = Norm::load(loader, NORM, hidden, frame.norm)?;
         let head = if frame.tied { None } else { Some(loader.weight(HEAD, &[vocab, hidden])?) };
-        Ok(Self { frame: frame.clone(), embed, blocks, norm, head, params: Params::default(), weights: 0 })
+        let params = Params::default();
+        Ok(Self { frame: frame.clone(), place, dtype, embed, blocks, norm, head, params, weights: 0 })
     }
 
     fn head(&self) -> &Weight {
@@ -125,6 +135,10 @@ impl Decoder {
 impl CausalLm for Decoder {
     fn dims(&self) -> Dims {
         self.frame.dims
+    }
+
+    fn place(&self) -> Place {
+        self.place
     }
 
     fn params(&self) -> &Params {
@@ -148,8 +162,7 @@ impl CausalLm for Decoder {
     }
 
     fn embed(&self, tokens: &[u32], pass: &Pass) -> Result<Tensor> {
-        let ids = Tensor::from_slice(tokens, tokens.len(), &Device::Cpu)?;
-        let x = self.embed.tensor(pass.grad).index_select(&ids, 0)?.to_dtype(DType::F32)?; // (V, C) -> (N, C)
+        let x = self.embed.rows(tokens, pass.grad, self.dtype)?;
         match self.frame.embed_scale {
             Some(scale) => x * scale,
             None => Ok(x),
@@ -185,7 +198,8 @@ impl CausalLm for Decoder {
 
     fn logits(&self, x: &Tensor) -> Result<Tensor> {
         let pass = Pass::inference(kernels::Segments::from_lengths(&[x.dim(0)?])?);
-        let logits = kernels::linear(&self.norm.forward(x, &pass)?, &self.head().tensor(false))?;
+        let logits =
+            kernels::linear(&self.norm.forward(x, &pass)?, &self.head().tensor(false))?.to_dtype(DType::F32)?;
         match self.frame.soft_cap.map(f64::from) {
             Some(cap) => (logits / cap)?.tanh()? * cap,
             None => Ok(logits),

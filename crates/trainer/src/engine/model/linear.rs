@@ -119,14 +119,15 @@ impl Linear {
         let Some(dropout) = pass.dropout else {
             let y = kernels::lora_linear(x, &w, &a, &b, lora.scale)?;
             return match factors {
-                Some(factors) => y.broadcast_mul(&factors),
+                Some(factors) => y.broadcast_mul(&factors.to_dtype(y.dtype())?),
                 None => Ok(y),
             };
         };
         if let Some(factors) = factors {
             // PEFT's formula: only what the adapter changes about the output sees the dropped input.
             let dropped = dropout.apply(x, lora.index)?;
-            let merged = kernels::lora_linear(&dropped, &w, &a, &b, lora.scale)?.broadcast_mul(&factors)?;
+            let merged = kernels::lora_linear(&dropped, &w, &a, &b, lora.scale)?;
+            let merged = merged.broadcast_mul(&factors.to_dtype(merged.dtype())?)?;
             return kernels::linear(x, &w)? + (merged - kernels::linear(&dropped, &w)?)?;
         }
         // The branch sees another input than the base weight, so the fused op does not fit.

@@ -27,7 +27,7 @@ mod source;
 pub use linear::{Linear, Lora};
 pub use source::{Loader, Source, Weight};
 
-use super::{TrainError, dropout::Dropout, params::Params};
+use super::{Place, TrainError, dropout::Dropout, params::Params};
 use candle_core::{Result, Tensor};
 use kernels::{AttentionShape, Segments};
 use std::{fmt::Debug, path::Path};
@@ -134,6 +134,9 @@ pub struct Dims {
 pub trait CausalLm: Debug + Send + Sync {
     fn dims(&self) -> Dims;
 
+    /// Where its weights are.
+    fn place(&self) -> Place;
+
     /// Every trainable tensor, adapters included.
     fn params(&self) -> &Params;
 
@@ -198,6 +201,7 @@ pub struct BuildOptions {
     pub max_positions: usize,
     /// How frozen matrices are kept. Vectors (norms, biases) and what is trained are f32.
     pub base_dtype: BaseDtype,
+    pub place: Place,
     /// Classes to tell apart, for an encoder.
     pub classes: Option<usize>,
 }

@@ -1,8 +1,8 @@
 //! Where weights come from, and whether they are trained.
 
-use super::Linear;
+use super::{BuildOptions, Linear};
 use crate::engine::{TrainError, params::Params, rng::Key, weights::WeightFiles};
-use candle_core::{Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 
 /// Stored weights, or random ones in the same shapes.
 #[derive(Debug)]
@@ -22,6 +22,7 @@ pub enum Source {
 #[derive(Debug)]
 pub struct Loader {
     source: Source,
+    device: Device,
     trained: Option<Params>,
     /// Heads, trained where nothing else is.
     heads: Params,
@@ -29,10 +30,20 @@ pub struct Loader {
 }
 
 impl Loader {
-    /// `train` makes every weight a parameter.
+    /// Weights from `source` as `options` say.
+    ///
+    /// # Errors
+    /// A device that cannot be had.
+    pub fn new(source: Source, options: BuildOptions) -> Result<Self, TrainError> {
+        let trained = options.train_weights.then(Params::default);
+        Ok(Self { source, device: options.place.device()?, trained, heads: Params::default(), asked: Vec::new() })
+    }
+
+    /// A loader that only notes what it is asked for.
     #[must_use]
-    pub fn new(source: Source, train: bool) -> Self {
-        Self { source, trained: train.then(Params::default), heads: Params::default(), asked: Vec::new() }
+    pub fn shapes() -> Self {
+        let (source, device) = (Source::Shapes, Device::Cpu);
+        Self { source, device, trained: None, heads: Params::default(), asked: Vec::new() }
     }
 
     /// The weight `name`.
@@ -41,7 +52,7 @@ impl Loader {
     /// Unreadable weights.
     pub fn weight(&mut self, name: &str, shape: &[usize]) -> Result<Weight, TrainError> {
         self.asked.push((name.to_owned(), shape.to_vec()));
-        Weight::load(&self.source, name, shape, self.trained.as_mut())
+        Weight::load(&self.source, &self.device, name, shape, self.trained.as_mut())
     }
 
     /// The projection whose weight is `{path}.weight`, of shape `(out, in)`.
@@ -70,7 +81,7 @@ impl Loader {
         let fresh = Source::Random { seed: 0, std, norm: 1.0 };
         let stored = !matches!(&self.source, Source::Files(files) if !files.contains(name));
         let params = self.trained.as_mut().unwrap_or(&mut self.heads);
-        Weight::load(if stored { &self.source } else { &fresh }, name, shape, Some(params))
+        Weight::load(if stored { &self.source } else { &fresh }, &self.device, name, shape, Some(params))
     }
 
     /// Name and shape of every weight handed out.
@@ -98,10 +109,16 @@ impl Weight {
     ///
     /// # Errors
     /// Unreadable weights.
-    pub fn load(source: &Source, name: &str, shape: &[usize], params: Option<&mut Params>) -> Result<Self, TrainError> {
+    pub fn load(
+        source: &Source,
+        device: &Device,
+        name: &str,
+        shape: &[usize],
+        params: Option<&mut Params>,
+    ) -> Result<Self, TrainError> {
         let values = match source {
             Source::Files(files) if params.is_none() && shape.len() > 1 => {
-                return Ok(Self { tensor: files.frozen(name)?, trained: false });
+                return Ok(Self { tensor: files.frozen(name)?.to_device(device)?, trained: false });
             }
             Source::Files(files) => files.load(name)?.0,
             Source::Random { norm, .. } if shape.len() < 2 => {
@@ -114,11 +131,11 @@ impl Weight {
         };
         match params {
             Some(params) => {
-                let var = Var::from_vec(values, shape, &Device::Cpu)?;
+                let var = Var::from_vec(values, shape, device)?;
                 params.insert(name, var.clone());
                 Ok(Self { tensor: var.into_inner(), trained: true })
             }
-            None => Ok(Self { tensor: Tensor::from_vec(values, shape, &Device::Cpu)?, trained: false }),
+            None => Ok(Self { tensor: Tensor::from_vec(values, shape, device)?, trained: false }),
         }
     }
 
@@ -132,6 +149,16 @@ impl Weight {
     #[must_use]
     pub const fn wants_gradient(&self, grad: bool) -> bool {
         self.trained && grad
+    }
+
+    /// Activations for `ids`, `(N)`, from a table `(rows, C)`: `(N, C)` of element type `dtype`.
+    ///
+    /// # Errors
+    /// An id outside the table.
+    pub fn rows(&self, ids: &[u32], grad: bool, dtype: DType) -> candle_core::Result<Tensor> {
+        let table = self.tensor(grad);
+        let ids = Tensor::from_slice(ids, ids.len(), table.device())?;
+        table.index_select(&ids, 0)?.to_dtype(dtype)
     }
 
     #[must_use]

@@ -2,7 +2,7 @@
 
 use super::{count, float};
 use crate::engine::{
-    Setup, TrainError, memory,
+    Place, Setup, TrainError, memory,
     model::CausalLm,
     optim::{self},
     weights::WeightFiles,
@@ -53,8 +53,12 @@ pub(super) fn check_weights(setup: &Setup) -> Result<(), TrainError> {
     let weights = WeightFiles::open_dir(&setup.model_dir)?;
     let frozen = setup.config.trains_adapter();
     let keep = if frozen { setup.config.training.base_dtype } else { BaseDtype::F32 };
-    match memory::available() {
-        Some(available) => Need { loaded: weights.kept_bytes(keep), ..NOTHING }.check(available),
+    let available = match setup.place {
+        Place::Cpu => memory::available(),
+        place => place.memory().map(|m| m.free),
+    };
+    match available {
+        Some(available) => Need { loaded: weights.kept_bytes(setup.place.kept(keep)), ..NOTHING }.check(available),
         None => Ok(()),
     }
 }
@@ -63,7 +67,11 @@ const NOTHING: Need = Need { loaded: 0, gradients_and_moments: 0, activations: 0
 
 /// Refuses a run whose largest batch, of `tokens`, cannot fit. Everything is loaded by now.
 pub(super) fn check_batch(setup: &Setup, model: &dyn CausalLm, tokens: usize) -> Result<(), TrainError> {
-    let (Some(available), Some((loaded, _))) = (memory::available(), memory::resident()) else { return Ok(()) };
+    let (available, loaded) = match setup.place {
+        Place::Cpu => (memory::available(), memory::resident().map(|(now, _)| now)),
+        place => place.memory().map(|m| (m.total, m.total.saturating_sub(m.free))).unzip(),
+    };
+    let (Some(available), Some(loaded)) = (available, loaded) else { return Ok(()) };
     let t = &setup.config.training;
     let elements = model.params().iter().map(|(_, v)| v.elem_count());
     let state = elements.map(|n| 4_usize.saturating_mul(n).saturating_add(optim::Moments::bytes(t.optim, n)));
@@ -76,7 +84,9 @@ pub(super) fn check_batch(setup: &Setup, model: &dyn CausalLm, tokens: usize) ->
     Need {
         loaded,
         gradients_and_moments: count(state.sum()),
-        activations: count(tokens.saturating_mul(kept).saturating_mul(4)),
+        activations: count(
+            tokens.saturating_mul(kept).saturating_mul(setup.place.activations(t.base_dtype).size_in_bytes()),
+        ),
         tokens,
     }
     .check(available)

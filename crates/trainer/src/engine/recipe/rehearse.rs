@@ -5,7 +5,7 @@
 //! largest, which decides the memory, and the first ones, until a few seconds are over.
 
 use super::{Halt, Run, count, float};
-use crate::engine::{Observer, Setup, TrainError, checkpoint, data, memory, optim, params::Gradients, rng::Key};
+use crate::engine::{Observer, Place, Setup, TrainError, checkpoint, data, memory, optim, params::Gradients, rng::Key};
 use std::time::{Duration, Instant};
 use wire::estimate::Estimate;
 
@@ -123,11 +123,14 @@ impl Run<'_> {
         let every = |n: u64| total.saturating_sub(1).checked_div(n).unwrap_or(0);
         let evaluations = if self.eval_rows.is_empty() { 0 } else { every(t.eval_steps).saturating_add(2) };
         let checkpoints = every(t.save_steps).saturating_add(2);
-        let peak = memory::resident().map_or(0, |(_, peak)| peak);
+        let place = self.setup.place;
+        let (peak, headroom) = match place {
+            Place::Cpu => (memory::resident().map(|(_, peak)| peak), count(kernels::alloc::headroom())),
+            place => (place.peak_memory(), 0),
+        };
         #[expect(clippy::as_conversions, reason = "a number of bytes, never negative")]
-        let peak_memory_bytes = ((float(peak) * MARGIN) as u64)
-            .saturating_add(count(kernels::alloc::headroom()))
-            .saturating_add(MARGIN_BYTES);
+        let peak_memory_bytes =
+            ((float(peak.unwrap_or(0)) * MARGIN) as u64).saturating_add(headroom).saturating_add(MARGIN_BYTES);
         #[expect(clippy::as_conversions, reason = "a number of tokens, never negative")]
         let total_tokens = (float(count(plan.sizes.iter().sum())) * plan.times).round() as u64;
         let base = self.model.weights();
@@ -140,7 +143,10 @@ impl Run<'_> {
             trainable_parameters: trainable,
             total_parameters: base.saturating_add(if adapter { trainable } else { 0 }),
             peak_memory_bytes,
-            available_memory_bytes: memory::available(),
+            available_memory_bytes: match place {
+                Place::Cpu => memory::available(),
+                place => place.memory().map(|m| m.total),
+            },
             train_seconds,
             total_seconds: set_up + train_seconds + float(evaluations) * evaluation + float(checkpoints) * checkpoint,
             rehearsal_seconds: started.elapsed().as_secs_f64(),
