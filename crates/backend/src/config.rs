@@ -1,6 +1,7 @@
 //! Settings, read once at start.
 
 use crate::{
+    catalog::{Catalog, CatalogError},
     db::DbConfig,
     jobs::{launcher::subprocess::inheritable, policy::Policy},
 };
@@ -22,6 +23,8 @@ pub const KEY_PREFIX: &str = "hone_sk_";
 pub enum ConfigError {
     #[error(transparent)]
     Env(#[from] EnvError),
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
     #[error("TOKEN_SIGNING_KEY cannot be used")]
     SigningKey(#[source] TokenError),
     #[error("HONE_BOOTSTRAP_KEY must be `{KEY_PREFIX}` followed by at least 32 characters")]
@@ -59,6 +62,8 @@ pub struct Config {
     pub bootstrap_key: Option<SecretString>,
     pub training: TrainingMode,
     pub policy: Policy,
+    /// Presets and GPU configurations.
+    pub catalog: Catalog,
     /// Size limit of one dataset, all files together; the gateway has its own per file.
     pub dataset_max_bytes: u64,
 }
@@ -80,6 +85,7 @@ impl Config {
             bootstrap_key: bootstrap_key(env)?,
             training: training_mode(env)?,
             policy: Policy::from_env(env)?,
+            catalog: Catalog::from_env(env)?,
             dataset_max_bytes: env.parse_or("DATASET_MAX_BYTES", DATASET_MAX_BYTES)?,
         })
     }

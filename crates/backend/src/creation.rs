@@ -7,8 +7,8 @@ use crate::{
     state::AppState,
     store::{
         Dataset, Job, Model,
-        idempotency::IdempotencyKey,
-        job::{NewJob, SpecSnapshot},
+        idempotency::{self, IdempotencyKey},
+        job::{NewJob, Origin, SpecSnapshot},
     },
 };
 use wire::{
@@ -32,47 +32,55 @@ pub async fn create(
     request: CreateJob,
     key: Option<IdempotencyKey>,
 ) -> Result<JobView> {
-    let config = TrainingConfig::from_value(&request.config)?;
-    let max_attempts = max_attempts(request.max_attempts)?;
-    if config.name.as_ref().is_some_and(|n| n.chars().count() > MAX_NAME_CHARS) {
-        return Err(Error::refused(Code::Invalid, format!("name: must have at most {MAX_NAME_CHARS} characters")));
-    }
+    // Before the key is claimed: a request that is refused may be sent again with the same key.
+    let wanted = Wanted::read(request, Origin::default())?;
     let work = async move |conn: &mut Conn| {
-        if let Some(reply) = claim(conn, user, key.as_ref()).await? {
+        if let Some(reply) = idempotency::claim(conn, user, key.as_ref()).await? {
             return Ok(reply);
         }
-        let view = insert(conn, user, config, max_attempts).await?;
-        if let Some(key) = &key {
-            key.keep(conn, user, &view).await?;
-        }
+        let view = wanted.insert(conn, user).await?;
+        idempotency::keep(conn, user, key.as_ref(), &view).await?;
         Ok(view)
     };
     state.db.tenant(user, work).await
 }
 
-async fn claim(conn: &mut Conn, user: UserId, key: Option<&IdempotencyKey>) -> Result<Option<JobView>> {
-    match key {
-        Some(key) => key.claim(conn, user).await,
-        None => Ok(None),
+/// A job to create, checked as far as that goes without the database.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    config: TrainingConfig,
+    max_attempts: i32,
+    origin: Origin,
+}
+
+impl Wanted {
+    pub fn read(request: CreateJob, origin: Origin) -> Result<Self> {
+        let config = TrainingConfig::from_value(&request.config)?;
+        let max_attempts = max_attempts(request.max_attempts)?;
+        if config.name.as_ref().is_some_and(|n| n.chars().count() > MAX_NAME_CHARS) {
+            return Err(Error::refused(Code::Invalid, format!("name: must have at most {MAX_NAME_CHARS} characters")));
+        }
+        Ok(Self { config, max_attempts, origin })
+    }
+
+    /// Stores and queues the job.
+    pub async fn insert(self, conn: &mut Conn, user: UserId) -> Result<JobView> {
+        let Self { config, max_attempts, origin } = self;
+        let (model_name, revision) = config.model_ref();
+        let model = Model::find(conn, model_name, revision).await?;
+        let dataset = Dataset::find(conn, &config.dataset).await?;
+        let dataset = dataset_spec(dataset)?;
+        check_fit(config.method, dataset.format)?;
+        check_adapter(&config)?;
+        let name = config.name.clone().unwrap_or_else(|| format!("{}-{}", model.name, dataset.name));
+        let prefix = model.prefix();
+        let model = ModelSpec { name: model.name, revision: model.revision, prefix, files: model.files.0 };
+        let new = NewJob { name, config, spec: SpecSnapshot { model, dataset }, max_attempts, origin };
+        let id = new.insert(conn, user).await?;
+        control::submit(conn, id).await?;
+        Job::find(conn, id).await?.try_into()
     }
 }
-
-async fn insert(conn: &mut Conn, user: UserId, config: TrainingConfig, max_attempts: i32) -> Result<JobView> {
-    let (model_name, revision) = config.model_ref();
-    let model = Model::find(conn, model_name, revision).await?;
-    let dataset = Dataset::find(conn, &config.dataset).await?;
-    let dataset = dataset_spec(dataset)?;
-    check_fit(config.method, dataset.format)?;
-    check_adapter(&config)?;
-    let name = config.name.clone().unwrap_or_else(|| format!("{}-{}", model.name, dataset.name));
-    let prefix = model.prefix();
-    let model = ModelSpec { name: model.name, revision: model.revision, prefix, files: model.files.0 };
-    let new = NewJob { name, config, spec: SpecSnapshot { model, dataset }, max_attempts };
-    let id = new.insert(conn, user).await?;
-    control::submit(conn, id).await?;
-    Job::find(conn, id).await?.try_into()
-}
-
 fn max_attempts(wanted: Option<u32>) -> Result<i32> {
     let wanted = wanted.unwrap_or(DEFAULT_ATTEMPTS);
     if !(1..=MAX_ATTEMPTS).contains(&wanted) {
@@ -107,17 +115,17 @@ fn dataset_spec(dataset: Dataset) -> Result<DatasetSpec> {
 }
 
 /// A job has no way yet to read another one's adapter.
-fn check_adapter(config: &TrainingConfig) -> Result<()> {
+pub(crate) fn check_adapter(config: &TrainingConfig) -> Result<(), Problem> {
     if config.lora.init_from.is_none() {
         return Ok(());
     }
     let message = "continuing from an adapter works on local files only: `hone-trainer run --config …`";
     let problem = Problem::new(Code::Invalid, format!("training configuration: lora.init_from: {message}"));
-    Err(problem.with_errors(vec![FieldError::new("lora.init_from", message)]).into())
+    Err(problem.with_errors(vec![FieldError::new("lora.init_from", message)]))
 }
 
 /// Whether rows of this format carry what the method learns from.
-fn check_fit(method: Method, format: DatasetFormat) -> Result<()> {
+pub(crate) fn check_fit(method: Method, format: DatasetFormat) -> Result<(), Problem> {
     let (message, suggestion) = match (method, format) {
         (Method::Pretrain, DatasetFormat::Text | DatasetFormat::ChatJsonl)
         | (Method::Sft | Method::Full, DatasetFormat::ChatJsonl | DatasetFormat::InstructionJsonl) => return Ok(()),
@@ -141,5 +149,5 @@ fn check_fit(method: Method, format: DatasetFormat) -> Result<()> {
         (_, DatasetFormat::LabelledJsonl) => ("this dataset holds labelled texts", "use `classification`"),
     };
     let problem = Problem::new(Code::Invalid, format!("training configuration: method: {message}; {suggestion}"));
-    Err(problem.with_errors(vec![FieldError::new("method", message).suggest(Some(suggestion))]).into())
+    Err(problem.with_errors(vec![FieldError::new("method", message).suggest(Some(suggestion))]))
 }

@@ -68,6 +68,12 @@ fn violated(info: &dyn DatabaseErrorInformation) -> Option<Problem> {
         "training_jobs_dataset_fkey" => (Code::Conflict, "the dataset was deleted in the meantime"),
         "training_jobs_model_fkey" => (Code::Conflict, "the model was deleted in the meantime"),
         "training_jobs_max_attempts_check" => (Code::Invalid, "max_attempts: must be at least 1"),
+        "training_configs_name_key" => {
+            (Code::Conflict, "a package of this name exists; choose another name or delete it")
+        }
+        "training_package_versions_immutable" => {
+            (Code::Conflict, "a published version never changes; restore or fork it as a new draft")
+        }
         "users_name_key" => (Code::Conflict, "a user of this name exists"),
         _ => return None,
     };

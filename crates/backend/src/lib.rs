@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod auth;
+pub mod catalog;
 pub mod config;
 pub mod creation;
 pub mod datasets;
@@ -9,6 +10,7 @@ pub mod db;
 pub mod error;
 pub mod gateway;
 pub mod jobs;
+pub mod packages;
 pub mod registry;
 pub mod schema;
 pub mod state;

@@ -143,6 +143,9 @@ impl From<Problem> for CliError {
             Code::Unauthorized
             | Code::Forbidden
             | Code::Conflict
+            | Code::PreconditionFailed
+            | Code::PreconditionRequired
+            | Code::TargetNotServed
             | Code::StaleAttempt
             | Code::Overloaded
             | Code::Internal => Exit::Failed,

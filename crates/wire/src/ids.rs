@@ -47,6 +47,10 @@ typed_id! {
     DatasetId,
     /// A user, which is also the tenant.
     UserId,
+    /// A training package.
+    PackageId,
+    /// A version of a training package.
+    VersionId,
     /// An API key.
     KeyId,
     /// One running trainer process; an attempt accepts events from the first instance that claims it.

@@ -3,7 +3,7 @@
 use crate::{
     config::TrainingConfig,
     dataset::DatasetFormat,
-    ids::{DatasetId, JobId, UserId},
+    ids::{DatasetId, JobId, UserId, VersionId},
     model::ModelFile,
     storage::FileRef,
 };
@@ -182,6 +182,9 @@ pub struct JobView {
     pub model_revision: String,
     pub dataset: String,
     pub dataset_id: DatasetId,
+    /// The package version it was launched from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version_id: Option<VersionId>,
     pub config: TrainingConfig,
     pub attempt: u32,
     pub max_attempts: u32,

@@ -4,6 +4,7 @@
 //! share this crate. The wire may be coarser than what a service stores.
 
 pub mod account;
+pub mod catalog;
 pub mod config;
 pub mod dataset;
 pub mod estimate;
@@ -13,12 +14,13 @@ pub mod job;
 pub mod job_env;
 pub mod layout;
 pub mod model;
+pub mod package;
 pub mod problem;
 pub mod storage;
 
 pub use config::TrainingConfig;
 pub use event::{CallbackBatch, CallbackReply, Directive, Event, EventKind};
-pub use ids::{DatasetId, InstanceId, JobId, KeyId, UserId};
+pub use ids::{DatasetId, InstanceId, JobId, KeyId, PackageId, UserId, VersionId};
 pub use job::{JobSpec, JobState, JobView};
 pub use problem::{Code, FieldError, Problem};
 

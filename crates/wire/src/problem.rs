@@ -19,6 +19,10 @@ pub enum Code {
     Conflict,
     /// The body or a parameter is malformed or out of range; `errors` says where.
     Invalid,
+    /// Someone else has changed the thing since the revision in `If-Match`; `current` is the newer one.
+    PreconditionFailed,
+    /// This needs `If-Match` with the revision that was read.
+    PreconditionRequired,
     /// Larger than the limit for its kind.
     TooLarge,
     /// The attempt that sent this is no longer the current one.
@@ -33,6 +37,8 @@ pub enum Code {
     Overloaded,
     /// A dependency (database, storage, trainer) cannot be reached.
     Unavailable,
+    /// The deploy target is not served by this installation yet.
+    TargetNotServed,
     /// A defect of ours; the log has the details under the trace id.
     Internal,
 }
@@ -47,10 +53,13 @@ impl Code {
             Self::NotFound => 404,
             Self::Conflict => 409,
             Self::StaleAttempt => 410,
+            Self::PreconditionFailed => 412,
             Self::TooLarge => 413,
             Self::Invalid | Self::DatasetInvalid | Self::ModelCorrupt | Self::ChecksumMismatch => 422,
+            Self::PreconditionRequired => 428,
             Self::Overloaded => 429,
             Self::Internal => 500,
+            Self::TargetNotServed => 501,
             Self::Unavailable => 503,
         }
     }
@@ -63,6 +72,9 @@ impl Code {
             Self::Forbidden => "not allowed",
             Self::NotFound => "not found",
             Self::Conflict => "conflict with the current state",
+            Self::PreconditionFailed => "changed in the meantime",
+            Self::PreconditionRequired => "precondition required",
+            Self::TargetNotServed => "deploy target not served",
             Self::StaleAttempt => "this attempt is over",
             Self::TooLarge => "too large",
             Self::Invalid => "invalid request",
@@ -114,6 +126,10 @@ pub struct Problem {
     pub code: Code,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<FieldError>,
+    /// What is there now, where that tells how to go on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub current: Option<serde_json::Value>,
     /// Trace id of the request, to find it in the logs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace_id: Option<String>,
@@ -129,6 +145,7 @@ impl Problem {
             detail: detail.into(),
             code,
             errors: Vec::new(),
+            current: None,
             trace_id: None,
         }
     }
@@ -136,6 +153,13 @@ impl Problem {
     #[must_use]
     pub fn with_errors(mut self, errors: Vec<FieldError>) -> Self {
         self.errors = errors;
+        self
+    }
+
+    /// Shows what is there now.
+    #[must_use]
+    pub fn with_current(mut self, current: serde_json::Value) -> Self {
+        self.current = Some(current);
         self
     }
 

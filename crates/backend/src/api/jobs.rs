@@ -1,14 +1,13 @@
 //! Training jobs: create and read. What changes a running job is in `crate::jobs`.
 
+use super::precondition::idempotency_key;
 use crate::{
     auth::AuthUser,
     creation,
     error::{Error, Result},
     state::AppState,
     store::{
-        Job,
-        idempotency::IdempotencyKey,
-        metric,
+        Job, metric,
         page::{PageQuery, page},
     },
 };
@@ -36,11 +35,8 @@ pub async fn create_job(
     req: HttpRequest,
     body: web::Json<CreateJob>,
 ) -> Result<HttpResponse> {
-    let key = req.headers().get("idempotency-key").map(|v| {
-        let key = v.to_str().map_err(|_| Error::refused(Code::Invalid, "Idempotency-Key: must be ASCII"))?;
-        IdempotencyKey::new(key, "create_job", &body.0)
-    });
-    let view = creation::create(&state, user.user_id, body.into_inner(), key.transpose()?).await?;
+    let key = idempotency_key(&req, "create_job", &body.0)?;
+    let view = creation::create(&state, user.user_id, body.into_inner(), key).await?;
     Ok(HttpResponse::Created().json(view))
 }
 

@@ -4,10 +4,15 @@
 
 pub mod account;
 pub mod authz;
+mod body;
+pub mod catalog;
 pub mod datasets;
 pub mod jobs;
 pub mod models;
 pub mod openapi;
+pub mod packages;
+mod precondition;
+pub mod versions;
 
 use crate::state::AppState;
 use actix_web::web;
@@ -35,5 +40,26 @@ pub fn configure(config: &mut web::ServiceConfig, state: &AppState) {
         .service(jobs::get_job)
         .service(jobs::list_metrics)
         .service(jobs::list_checkpoints)
-        .service(jobs::list_artifacts);
+        .service(jobs::list_artifacts)
+        .service(packages::create_package)
+        .service(packages::list_packages)
+        .service(packages::get_package)
+        .service(packages::update_package)
+        .service(packages::delete_package)
+        .service(packages::get_latest_version)
+        .service(versions::create_version)
+        .service(versions::list_versions)
+        .service(versions::get_version)
+        .service(versions::update_version)
+        .service(versions::save_version)
+        .service(versions::delete_version)
+        .service(versions::publish_version)
+        .service(versions::archive_version)
+        .service(versions::restore_version)
+        .service(versions::fork_version)
+        .service(versions::launch_version)
+        .service(versions::deploy_version)
+        .service(versions::compare_versions)
+        .service(catalog::list_presets)
+        .service(catalog::list_gpu_configs);
 }

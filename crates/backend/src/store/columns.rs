@@ -5,7 +5,7 @@ use diesel::{
     expression::AsExpression,
     pg::{Pg, PgValue},
     serialize::{self, Output, ToSql},
-    sql_types::{Jsonb, Text},
+    sql_types::{Double, Jsonb, Nullable, Numeric, Text},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use std::{fmt::Debug, io::Write};
@@ -29,6 +29,18 @@ impl<T: Serialize + Debug> ToSql<Jsonb, Pg> for Json<T> {
         serde_json::to_writer(out, &self.0)?;
         Ok(serialize::IsNull::No)
     }
+}
+
+diesel::define_sql_function! {
+    /// An amount of money for its column, which rounds it to the digits it has.
+    #[sql_name = "pg_catalog.numeric"]
+    fn to_numeric(amount: Nullable<Double>) -> Nullable<Numeric>;
+}
+
+diesel::define_sql_function! {
+    /// An amount of money as JSON has it.
+    #[sql_name = "pg_catalog.float8"]
+    fn to_float(amount: Nullable<Numeric>) -> Nullable<Double>;
 }
 
 /// A unit variant, stored under its wire name.

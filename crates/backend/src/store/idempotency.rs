@@ -68,6 +68,30 @@ impl IdempotencyKey {
     }
 }
 
+/// [`IdempotencyKey::claim`] of a key that a request may have.
+pub async fn claim<R>(conn: &mut Conn, user: UserId, key: Option<&IdempotencyKey>) -> Result<Option<R>>
+where
+    R: DeserializeOwned + Debug + Send + 'static,
+{
+    match key {
+        Some(key) => key.claim(conn, user).await,
+        None => Ok(None),
+    }
+}
+
+/// [`IdempotencyKey::keep`] of a key that a request may have.
+pub async fn keep<R: Serialize + Sync>(
+    conn: &mut Conn,
+    user: UserId,
+    key: Option<&IdempotencyKey>,
+    reply: &R,
+) -> Result<()> {
+    match key {
+        Some(key) => key.keep(conn, user, reply).await,
+        None => Ok(()),
+    }
+}
+
 /// Forgets keys older than a day.
 pub async fn forget_old(conn: &mut Conn) -> Result<usize> {
     let day_ago = chrono::Utc::now() - chrono::TimeDelta::days(1);

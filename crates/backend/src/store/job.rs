@@ -1,6 +1,6 @@
 //! Jobs as the API reads and creates them. Everything that changes a job's state is in `crate::jobs`.
 
-use super::{Json, page::PageQuery};
+use super::{Json, columns::to_numeric, page::PageQuery};
 use crate::{
     db::Conn,
     error::{Error, Result},
@@ -14,7 +14,7 @@ use uuid::Uuid;
 use wire::{
     JobState, JobView, TrainingConfig,
     event::{EventKind, StreamBody},
-    ids::{DatasetId, JobId, UserId},
+    ids::{DatasetId, JobId, UserId, VersionId},
     job::{CheckpointView, DatasetSpec, Failure, ModelSpec, Progress},
     problem::Code,
     storage::FileRef,
@@ -46,6 +46,7 @@ pub struct Job {
     pub started_at: Option<DateTime<Utc>>,
     pub finished_at: Option<DateTime<Utc>>,
     pub last_contact_at: Option<DateTime<Utc>>,
+    pub version_id: Option<Uuid>,
 }
 
 /// `progress` is `{}` until the trainer reports; absent fields take their defaults.
@@ -76,6 +77,7 @@ impl TryFrom<Job> for JobView {
             model_revision: row.model_revision,
             dataset: row.dataset_name,
             dataset_id: DatasetId(row.dataset_id),
+            version_id: row.version_id.map(VersionId),
             config: row.config.0,
             attempt: count(row.attempt),
             max_attempts: count(row.max_attempts),
@@ -89,6 +91,14 @@ impl TryFrom<Job> for JobView {
     }
 }
 
+/// Where a job comes from, and what that says about it.
+#[derive(Debug, Clone, Default)]
+pub struct Origin {
+    pub version: Option<VersionId>,
+    pub gpu_config: Option<String>,
+    pub budget_limit: Option<f64>,
+}
+
 /// What a new job is made of.
 #[derive(Debug, Clone)]
 pub struct NewJob {
@@ -96,6 +106,7 @@ pub struct NewJob {
     pub config: TrainingConfig,
     pub spec: SpecSnapshot,
     pub max_attempts: i32,
+    pub origin: Origin,
 }
 
 impl NewJob {
@@ -114,6 +125,9 @@ impl NewJob {
             jobs::dataset_name.eq(self.spec.dataset.name.clone()),
             jobs::spec.eq(Json(self.spec)),
             jobs::max_attempts.eq(self.max_attempts),
+            jobs::version_id.eq(self.origin.version.map(|v| v.0)),
+            jobs::gpu_config.eq(self.origin.gpu_config),
+            jobs::budget_limit.eq(to_numeric(self.origin.budget_limit)),
         );
         diesel::insert_into(jobs::table).values(values).execute(conn).await?;
         Ok(id)

@@ -7,12 +7,16 @@ pub mod idempotency;
 pub mod job;
 pub mod metric;
 pub mod model;
+pub mod package;
 pub mod page;
+pub mod version;
 
 pub use columns::{Json, Name};
 pub use dataset::Dataset;
 pub use job::Job;
 pub use model::Model;
+pub use package::Package;
+pub use version::Version;
 
 /// Sizes and counts are never negative, but SQL has only signed integers.
 pub(crate) fn unsigned(value: i64) -> u64 {

@@ -43,6 +43,29 @@ impl PageQuery {
     }
 }
 
+/// Order of a list. Rows that change while pages are read may move between pages of `updated_at`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, utoipa::ToSchema)]
+pub enum Sort {
+    /// Newest first.
+    #[default]
+    #[serde(rename = "-created_at")]
+    Newest,
+    #[serde(rename = "created_at")]
+    Oldest,
+    #[serde(rename = "-updated_at")]
+    LastChanged,
+    #[serde(rename = "updated_at")]
+    FirstChanged,
+}
+
+impl Sort {
+    /// Whether times of change count, and not of creation.
+    #[must_use]
+    pub const fn by_change(self) -> bool {
+        matches!(self, Self::LastChanged | Self::FirstChanged)
+    }
+}
+
 /// Makes a page of `rows`, which hold one row more than `limit` when there is a next page.
 pub fn page<R, K: std::fmt::Display, V>(
     mut rows: Vec<R>,
@@ -59,3 +82,42 @@ pub fn page<R, K: std::fmt::Display, V>(
     });
     Page { items: rows.into_iter().map(view).collect(), next_cursor }
 }
+
+/// Orders the boxed query `$rows` of `$table` and skips to where the page starts. A macro, because the type of a
+/// query differs by table.
+macro_rules! sorted {
+    ($rows:ident, $table:ident, $query:expr, $sort:expr) => {
+        let after = $query.after::<uuid::Uuid>()?;
+        match $sort {
+            $crate::store::page::Sort::Newest => {
+                if let Some((at, id)) = after {
+                    $rows =
+                        $rows.filter($table::created_at.lt(at).or($table::created_at.eq(at).and($table::id.lt(id))));
+                }
+                $rows = $rows.order(($table::created_at.desc(), $table::id.desc()));
+            }
+            $crate::store::page::Sort::Oldest => {
+                if let Some((at, id)) = after {
+                    $rows =
+                        $rows.filter($table::created_at.gt(at).or($table::created_at.eq(at).and($table::id.gt(id))));
+                }
+                $rows = $rows.order(($table::created_at.asc(), $table::id.asc()));
+            }
+            $crate::store::page::Sort::LastChanged => {
+                if let Some((at, id)) = after {
+                    $rows =
+                        $rows.filter($table::updated_at.lt(at).or($table::updated_at.eq(at).and($table::id.lt(id))));
+                }
+                $rows = $rows.order(($table::updated_at.desc(), $table::id.desc()));
+            }
+            $crate::store::page::Sort::FirstChanged => {
+                if let Some((at, id)) = after {
+                    $rows =
+                        $rows.filter($table::updated_at.gt(at).or($table::updated_at.eq(at).and($table::id.gt(id))));
+                }
+                $rows = $rows.order(($table::updated_at.asc(), $table::id.asc()));
+            }
+        }
+    };
+}
+pub(crate) use sorted;

@@ -67,6 +67,7 @@ async fn every_operation_demands_the_credentials_of_the_matrix() {
     let id = uuid::Uuid::nil().to_string();
     for (operation, method, path, _) in operations(&document()) {
         let path = path.replace("{id}", &id).replace("{name}", "x").replace("{revision}", "x");
+        let path = path.replace("{a}", &id).replace("{b}", &id);
         let reply = send(app.anonymous(method.clone(), &path)).await;
         let status = reply.status.as_u16();
         match access[operation.as_str()] {

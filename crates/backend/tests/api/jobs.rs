@@ -27,7 +27,7 @@ fn with(changes: Value) -> Value {
 
 impl TestApp {
     /// With the model `tiny` and the dataset `words`.
-    async fn ready_to_train() -> Self {
+    pub async fn ready_to_train() -> Self {
         let app = Self::new().await;
         app.import_model("tiny", &tiny()).await;
         let form = crate::app::form("words", chat_rows(5)).part("validation", file("v.jsonl", chat_rows(2)));

@@ -8,7 +8,7 @@ use std::{
 };
 
 /// Oldest major version the migrations are tested with.
-const OLDEST: u32 = 13;
+const OLDEST: u32 = 15;
 
 /// A directory with `postgres` and `initdb`.
 #[derive(Debug, Clone, PartialEq, Eq)]
