@@ -15,6 +15,8 @@ pub struct OpenedDevice {
     pub device: Device,
     /// As the driver names it: `NVIDIA H200`.
     pub name: String,
+    /// What the driver identifies it by.
+    pub uuid: Option<[u8; 16]>,
     /// Compute capability; 16-bit training needs `(8, 0)`.
     pub capability: (i32, i32),
 }
@@ -31,9 +33,11 @@ pub fn open_cuda(ordinal: usize) -> Result<OpenedDevice> {
     let stream = device.cuda_stream();
     let context = stream.context();
     pool::keep_freed(context)?;
+    let uuid = context.uuid().ok().map(|uuid| uuid.bytes.map(i8::cast_unsigned));
     let (name, capability) = (context.name(), context.compute_capability());
     Ok(OpenedDevice {
         device: Device::Cuda(device.clone()),
+        uuid,
         name: name.map_err(candle_core::Error::wrap)?,
         capability: capability.map_err(candle_core::Error::wrap)?,
     })

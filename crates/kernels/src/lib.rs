@@ -19,7 +19,7 @@
 //!   turns infinity into a number, as its definition says.)
 //! - Under [`record`] the ops are noted on a [`Tape`] instead of joined to candle's graph; the gradients are the same.
 //! - Wrong shapes are errors that name the op and the shapes. `unsafe` lives in [`buffer`], [`matmul`],
-//!   [`simd`], [`attention`](mod@attention), [`alloc`] and [`gpu`] only.
+//!   [`simd`], [`attention`](mod@attention), [`alloc`], [`gpu`] and [`launch`] only.
 
 pub mod alloc;
 mod attention;
@@ -30,6 +30,7 @@ mod dora;
 mod gelu;
 mod glu;
 mod gpu;
+mod launch;
 mod layer_norm;
 mod linear;
 mod log_probs;
@@ -49,6 +50,7 @@ pub use dora::merged_row_norms;
 pub use gelu::gelu;
 pub use glu::{geglu, swiglu};
 pub use gpu::{DeviceMemory, OpenedDevice, device_memory, open_cuda, peak_device_memory};
+pub use launch::emulator::{Emulator, with_emulator};
 pub use layer_norm::layer_norm;
 pub use linear::{linear, linear_trainable};
 pub use log_probs::linear_log_probs;

@@ -1,8 +1,8 @@
-//! Speed and memory of LoRA training steps on the CPU, on a case that `scripts/bench_peft.py prepare` wrote: the same
+//! Speed and memory of LoRA training steps, on the CPU unless told otherwise, on a case that `scripts/bench_peft.py prepare` wrote: the same
 //! weights, adapter and rows as PyTorch's side. `make bench-trainer` runs both in turn.
 //!
 //! ```text
-//! bench_step CASE_DIR [--threads 2] [--steps 3] [--recompute] [--peak] [--started UNIX_SECONDS]
+//! bench_step CASE_DIR [--device cuda] [--threads 2] [--steps 3] [--recompute] [--peak] [--started UNIX_SECONDS]
 //! ```
 //! Runs one warm-up step and then `--steps` more, one per batch and from the first batch again after the last. Prints
 //! JSON: tokens per second (on the clock, and per second of processor time, which means more on a busy machine), the
@@ -20,6 +20,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 use trainer::engine::{
+    DeviceChoice, Place,
     data::{Batch, Corpus},
     lora, memory,
     model::{self, BuildOptions, CausalLm},
@@ -57,7 +58,7 @@ fn flag(name: &str) -> bool {
 fn option<T: std::str::FromStr>(name: &str) -> anyhow::Result<Option<T>> {
     let mut args = std::env::args().skip_while(|a| a != name);
     let (Some(_), Some(value)) = (args.next(), args.next()) else { return Ok(None) };
-    Ok(Some(value.parse().ok().with_context(|| format!("{name} needs a number"))?))
+    Ok(Some(value.parse().ok().with_context(|| format!("{name} needs another value than `{value}`"))?))
 }
 
 fn main() -> anyhow::Result<()> {
@@ -78,12 +79,13 @@ fn bench(threads: usize) -> anyhow::Result<Value> {
     let case: Case = serde_json::from_slice(&fs::read(dir.join("batches.json"))?)?;
     let batches = batches(&case)?;
     let longest = case.batches.iter().flatten().map(|r| r.tokens.len()).max().unwrap_or(1);
+    let place = option("--device")?.unwrap_or(DeviceChoice::Exactly(Place::Cpu)).place()?;
     let options = BuildOptions {
         train_weights: false,
         random: None,
         max_positions: longest,
         base_dtype: BaseDtype::Auto,
-        place: trainer::engine::Place::Cpu,
+        place,
         classes: None,
     };
     let mut model = model::load(dir, options)?;

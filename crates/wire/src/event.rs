@@ -106,6 +106,14 @@ pub mod metric {
     pub const STALL_SECONDS: &str = "stall_seconds";
     /// Resident memory of the trainer in bytes.
     pub const MEMORY_BYTES: &str = "memory_bytes";
+    /// Of the GPU that trains, where there is one: share of the last second in which it worked, in percent, …
+    pub const GPU_UTILIZATION: &str = "gpu_utilization";
+    /// … its memory in use by all processes, in bytes, …
+    pub const GPU_MEMORY_BYTES: &str = "gpu_memory_bytes";
+    /// … its temperature in degrees Celsius, …
+    pub const GPU_TEMPERATURE: &str = "gpu_temperature";
+    /// … and the power it draws.
+    pub const GPU_POWER_WATTS: &str = "gpu_power_watts";
     /// Tokens trained on since the job began.
     pub const TOKENS_SEEN: &str = "tokens_seen";
     /// DPO, means over pairs, by TRL's names: `β (log π − log π_ref)` of the preferred answer …

@@ -1,6 +1,7 @@
 //! The update of AdamW on tensors of any device.
 
 use super::wide;
+use crate::launch;
 use candle_core::{Result, Tensor, bail};
 
 /// The numbers of one update of `torch.optim.AdamW`.
@@ -29,7 +30,13 @@ pub fn adamw(p: &Tensor, g: &Tensor, m: &Tensor, v: &Tensor, rule: AdamWRule) ->
     }
     let flat = |t: &Tensor| t.detach().flatten_all();
     let (p, m, v) = (flat(p)?, flat(m)?, flat(v)?);
-    let g = (flat(&wide(g)?.contiguous()?)? * f64::from(rule.clip))?;
+    let g = flat(&wide(g)?.contiguous()?)?;
+    if let Some([new_p, new_m, new_v]) = launch::adamw(&p, &g, &m, &v, rule)? {
+        p.slice_set(&new_p, 0, 0)?;
+        m.slice_set(&new_m, 0, 0)?;
+        return v.slice_set(&new_v, 0, 0);
+    }
+    let g = (g * f64::from(rule.clip))?;
     let (beta1, beta2) = (f64::from(rule.beta1), f64::from(rule.beta2));
     let mean = (&m + ((&g - &m)? * (1.0 - beta1))?)?;
     let square = ((&v * beta2)? + (g.sqr()? * (1.0 - beta2))?)?;

@@ -6,6 +6,7 @@
 
 use super::{Backward, Op, apply, prepare, wide};
 use crate::attention::AttentionShape;
+use crate::launch::{self, Scores};
 use crate::tape::Saves;
 use candle_core::{DType, Device, Result, Tensor, bail};
 use std::ops::Range;
@@ -96,9 +97,21 @@ impl AttentionShape {
         Tensor::from_vec(mask, (1, 1, queries, keys), device).map(Some)
     }
 
+    fn kernel(&self, tile: &Tile) -> Scores {
+        Scores {
+            queries: tile.queries.len(),
+            first_query: tile.queries.start - tile.start,
+            first_key: tile.keys.start - tile.start,
+            causal: self.causal,
+            window: self.window,
+            scale: self.scale(),
+            cap: self.soft_cap,
+        }
+    }
+
     /// Scores in f32, scaled and capped but not masked: `(KV, G·queries, keys)`.
-    fn scores(&self, q: &Tensor, k: &Tensor) -> Result<Tensor> {
-        let scores = (wide(&q.matmul(&k.t()?)?)? * f64::from(self.scale()))?;
+    fn scores(&self, products: &Tensor) -> Result<Tensor> {
+        let scores = (wide(products)? * f64::from(self.scale()))?;
         match self.soft_cap.map(f64::from) {
             Some(cap) => (scores / cap)?.tanh()? * cap,
             None => Ok(scores),
@@ -109,6 +122,35 @@ impl AttentionShape {
         let Some(mask) = self.mask(tile, scores.device())? else { return Ok(scores.clone()) };
         let (queries, keys) = (tile.queries.len(), tile.keys.len());
         scores.reshape((self.kv_heads, self.group(), queries, keys))?.broadcast_add(&mask)?.reshape(scores.shape())
+    }
+}
+
+impl AttentionShape {
+    /// Probabilities and log-sum-exp `(KV, G·queries, 1)` from the products of queries and keys.
+    fn softmax(&self, products: &Tensor, tile: &Tile) -> Result<[Tensor; 2]> {
+        if let Some(done) = launch::attention_softmax(products, self.kernel(tile))? {
+            return Ok(done);
+        }
+        let scores = self.masked(&self.scores(products)?, tile)?;
+        let max = scores.max_keepdim(2)?;
+        let weights = scores.broadcast_sub(&max)?.exp()?;
+        let sum = weights.sum_keepdim(2)?;
+        Ok([weights.broadcast_div(&sum)?.to_dtype(products.dtype())?, (max + sum.log()?)?])
+    }
+
+    /// The probabilities again, and the gradient of the products given `dp`, that of the probabilities.
+    fn slopes(&self, products: &Tensor, dp: &Tensor, lse: &Tensor, delta: &Tensor, tile: &Tile) -> Result<[Tensor; 2]> {
+        if let Some(done) = launch::attention_backward(products, dp, lse, delta, self.kernel(tile))? {
+            return Ok(done);
+        }
+        let (scores, of) = (self.scores(products)?, products.dtype());
+        let p = self.masked(&scores, tile)?.broadcast_sub(lse)?.exp()?;
+        let ds = (&p * wide(dp)?.broadcast_sub(delta)?)?;
+        let ds = match self.soft_cap.map(f64::from) {
+            Some(cap) => (ds * (1.0 - (scores / cap)?.sqr()?)?)?,
+            None => ds,
+        };
+        Ok([p.to_dtype(of)?, (ds * f64::from(self.scale()))?.to_dtype(of)?])
     }
 }
 
@@ -138,13 +180,9 @@ impl Op for Attention {
         let (mut out, mut saved) = (Vec::new(), Vec::new());
         for tile in shape.tiles() {
             let (qt, kt) = (shape.queries(q, &tile.queries)?, shape.keys_of(k, &tile.keys)?);
-            let scores = shape.masked(&shape.scores(&qt, &kt)?, &tile)?;
-            let max = scores.max_keepdim(2)?;
-            let weights = scores.broadcast_sub(&max)?.exp()?;
-            let sum = weights.sum_keepdim(2)?; // (KV, G·queries, 1)
-            let p = weights.broadcast_div(&sum)?.to_dtype(v.dtype())?;
+            let [p, lse] = shape.softmax(&qt.matmul(&kt.t()?)?, &tile)?;
             out.push(shape.back_to_rows(&p.matmul(&shape.keys_of(v, &tile.keys)?)?)?);
-            saved.push((max + sum.log()?)?);
+            saved.push(lse);
         }
         if self.lse.set(saved).is_err() {
             bail!("attention: the same op ran forward twice");
@@ -156,26 +194,17 @@ impl Op for Attention {
         let (q, k, v, g) = (saved.input(0)?, saved.input(1)?, saved.input(2)?, saved.grad);
         let (shape, of) = (&self.shape, q.dtype());
         let Some(lse) = self.lse.get() else { bail!("attention: backward ran before forward") };
-        let scale = f64::from(shape.scale());
         let mut dq = Vec::new();
         let mut sums: Vec<Sum> = Vec::new();
         for (tile, lse) in shape.tiles().iter().zip(lse) {
             let (qt, gt) = (shape.queries(q, &tile.queries)?, shape.queries(g, &tile.queries)?);
             let (kt, vt) = (shape.keys_of(k, &tile.keys)?, shape.keys_of(v, &tile.keys)?);
-            let scores = shape.scores(&qt, &kt)?;
-            let p = shape.masked(&scores, tile)?.broadcast_sub(lse)?.exp()?;
             let ot = shape.queries(saved.output, &tile.queries)?;
             let delta = (wide(&gt)? * wide(&ot)?)?.sum_keepdim(2)?; // (KV, G·queries, 1)
-            let dp = wide(&gt.matmul(&vt.t()?)?)?;
-            let ds = (&p * dp.broadcast_sub(&delta)?)?;
-            let ds = match shape.soft_cap.map(f64::from) {
-                Some(cap) => (ds * (1.0 - (scores / cap)?.sqr()?)?)?,
-                None => ds,
-            };
-            let ds = (ds * scale)?.to_dtype(of)?;
+            let [p, ds] = shape.slopes(&qt.matmul(&kt.t()?)?, &gt.matmul(&vt.t()?)?, lse, &delta, tile)?;
             dq.push(shape.back_to_rows(&ds.matmul(&kt)?)?);
             let dk = wide(&ds.transpose(1, 2)?.contiguous()?.matmul(&qt)?)?; // (KV, keys, D)
-            let dv = wide(&p.to_dtype(of)?.transpose(1, 2)?.contiguous()?.matmul(&gt)?)?;
+            let dv = wide(&p.transpose(1, 2)?.contiguous()?.matmul(&gt)?)?;
             if sums.last().is_none_or(|sum| !sum.sequence.contains(&tile.start)) {
                 sums.push(Sum::new(shape, tile.start, q.device())?);
             }

@@ -2,6 +2,7 @@
 
 use super::{Backward, Op, apply, prepare};
 use crate::buffer::fill_rows;
+use crate::launch;
 use crate::tape::Saves;
 use candle_core::{Result, Tensor, bail};
 
@@ -41,8 +42,11 @@ impl Dropout {
 
     #[expect(clippy::as_conversions, reason = "a factor of order one, and a column of a row")]
     fn masked(&self, x: &Tensor) -> Result<Tensor> {
-        let cols = x.elem_count().min(1 << 14);
         let (keep, threshold) = ((1.0 / (1.0 - self.probability)) as f32, self.threshold());
+        if let Some(y) = launch::dropout(x, keep, self.key, threshold)? {
+            return Ok(y);
+        }
+        let cols = x.elem_count().min(1 << 14);
         let mut mask = fill_rows(x.elem_count().div_ceil(cols.max(1)), cols, |row, mask| {
             for (i, slot) in (row as u64 * cols as u64..).zip(mask) {
                 let bits = mix(self.key.wrapping_add(i.wrapping_add(1).wrapping_mul(GOLDEN)));

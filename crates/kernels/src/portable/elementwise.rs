@@ -1,6 +1,7 @@
 //! Residual, bias and activations. The maths stands with the CPU ops of the same names.
 
 use super::{Backward, Op, apply, prepare, wide};
+use crate::launch;
 use crate::tape::Saves;
 use candle_core::{Result, Tensor};
 use std::f64::consts::{FRAC_1_SQRT_2, PI};
@@ -104,12 +105,18 @@ impl Op for Glu {
 
     fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
         let [gate, up] = inputs else { candle_core::bail!("{}: {} inputs", self.name, inputs.len()) };
+        if let Some(y) = launch::glu(gate, up, self.kind == Gate::Gelu)? {
+            return Ok(y);
+        }
         let z = wide(gate)?;
         (self.kind.sigmoid(&z)? * z)?.mul(&wide(up)?)?.to_dtype(gate.dtype())
     }
 
     fn backward(&self, saved: &Backward<'_>) -> Result<Vec<Option<Tensor>>> {
         let (gate, up) = (saved.input(0)?, saved.input(1)?);
+        if let Some([dgate, dup]) = launch::glu_backward(gate, up, saved.grad, self.kind == Gate::Gelu)? {
+            return Ok(vec![Some(dgate), Some(dup)]);
+        }
         let (z, g) = (wide(gate)?, wide(saved.grad)?);
         let sigmoid = self.kind.sigmoid(&z)?;
         let activated = (&sigmoid * &z)?;

@@ -2,6 +2,7 @@
 
 use super::{Backward, Op, apply, prepare, wide};
 use crate::cross_entropy::Plan;
+use crate::launch;
 use crate::tape::Saves;
 use candle_core::{DType, Result, Tensor, bail};
 use std::sync::OnceLock;
@@ -85,6 +86,9 @@ impl Plan {
     /// Losses `(rows)` of `logits (rows, V)`, and with a factor `(1 or rows, 1)` their gradient times it, in the type
     /// of the logits.
     fn rows(&self, logits: Tensor, targets: &Tensor, factor: Option<&Tensor>) -> Result<(Tensor, Option<Tensor>)> {
+        if let Some(done) = launch::softmax_loss(&logits, targets, factor, self.soft_cap)? {
+            return Ok(done);
+        }
         let of = logits.dtype();
         let logits = wide(&logits)?;
         let logits = match self.soft_cap.map(f64::from) {

@@ -1,6 +1,7 @@
 //! RMSNorm and LayerNorm over the rows of `(N, C)`, in f32 whatever the type of the rows.
 
 use super::{Backward, Op, apply, prepare, wide};
+use crate::launch;
 use crate::tape::Saves;
 use candle_core::{Result, Tensor, bail};
 
@@ -44,12 +45,21 @@ impl Op for RmsNorm {
 
     fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
         let Some(x) = inputs.first() else { bail!("rms_norm: the input is missing") };
-        let (w, z) = (self.weight(inputs)?, wide(x)?);
+        let w = self.weight(inputs)?;
+        if let Some(y) = launch::rms_norm(x, &w, self.eps)? {
+            return Ok(y);
+        }
+        let z = wide(x)?;
         z.broadcast_mul(&inverse_rms(&z, self.eps)?)?.broadcast_mul(&w)?.to_dtype(x.dtype())
     }
 
     fn backward(&self, saved: &Backward<'_>) -> Result<Vec<Option<Tensor>>> {
         let (x, w) = (saved.input(0)?, self.weight(saved.inputs)?);
+        if !saved.wants(1)
+            && let Some(dx) = launch::rms_norm_backward(x, &w, saved.grad, self.eps)?
+        {
+            return Ok(vec![Some(dx)]);
+        }
         let (z, g) = (wide(x)?, wide(saved.grad)?);
         let r = inverse_rms(&z, self.eps)?; // (N, 1)
         let dx = saved.when(0, || {

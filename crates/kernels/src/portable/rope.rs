@@ -1,6 +1,7 @@
 //! Rotary positions. The angles of a batch are gathered once and kept for the calls that follow.
 
 use super::{Backward, Op, apply, prepare, wide};
+use crate::launch;
 use crate::rope::RopeTable;
 use crate::tape::Saves;
 use candle_core::{DeviceLocation, Result, Tensor};
@@ -60,10 +61,14 @@ struct Rope {
 impl Rope {
     fn turn(&self, x: &Tensor, back: bool) -> Result<Tensor> {
         let ((n, c), d) = (x.dims2()?, self.head_dim);
+        let sign = if back { -1.0 } else { 1.0 };
+        if let Some(y) = launch::rope(x, &self.cos, &self.sin, d, sign)? {
+            return Ok(y);
+        }
         let half = self.cos.dim(1)?;
         let heads = wide(x)?.reshape((n, c / d, d))?; // (N, H·D) -> (N, H, D)
         let (cos, sin) = (self.cos.unsqueeze(1)?, self.sin.unsqueeze(1)?); // (N, 1, R/2)
-        let sin = if back { sin.neg()? } else { sin };
+        let sin = (sin * f64::from(sign))?;
         let (a, b) = (heads.narrow(2, 0, half)?, heads.narrow(2, half, half)?);
         let first = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
         let second = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;

@@ -1,7 +1,10 @@
 //! Compares an op with its naive f64 form.
 
 use candle_core::{Device, Result, Tensor, Var};
-use kernels::{record, with_portable};
+use kernels::{Emulator, record, with_emulator, with_portable};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, OnceLock};
 
 /// Central differences are taken at this many elements of each input at most, spread evenly; at few of an
 /// input with many rows, whose naive form is slow.
@@ -82,7 +85,44 @@ fn run(by: By, inputs: &[Input], data: &[Vec<f32>], op: &dyn Fn(&[Tensor]) -> Re
     Run { value: values(&y), gradients: vars.iter().map(|v| gradients.get(v).map(values)).collect() }
 }
 
-/// Checks `op`, as the CPU runs it and in its portable form, against `naive`, which maps the inputs' values to the
+/// The CUDA kernels, compiled for this CPU. `None`, with a line that says so, where there is no C++ compiler.
+pub fn emulator() -> Option<Arc<Emulator>> {
+    static EMULATOR: OnceLock<Option<Arc<Emulator>>> = OnceLock::new();
+    EMULATOR
+        .get_or_init(|| {
+            let library = compile()?;
+            // SAFETY: the library was made from the kernels of this crate.
+            Some(Arc::new(unsafe { Emulator::load(&library) }.unwrap()))
+        })
+        .clone()
+}
+
+/// The emulated kernels as a library, made once for all test processes.
+#[expect(clippy::print_stdout, reason = "a check left out is said in the log")]
+fn compile() -> Option<PathBuf> {
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda");
+    let made = |path: &Path| path.metadata().and_then(|m| m.modified()).ok();
+    let changed = ["kernels.cu", "emulator.hpp"].map(|name| made(&sources.join(name))).into_iter().max().unwrap();
+    let library = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels.so");
+    if made(&library) > changed {
+        return Some(library);
+    }
+    let unfinished = library.with_extension(std::process::id().to_string());
+    let mut compiler = Command::new("c++");
+    compiler.args(["-std=c++17", "-O2", "-U_FORTIFY_SOURCE", "-shared", "-fPIC", "-include"]);
+    compiler.arg(sources.join("emulator.hpp")).args(["-x", "c++"]).arg(sources.join("kernels.cu"));
+    match compiler.arg("-o").arg(&unfinished).status() {
+        Ok(status) => assert!(status.success(), "the kernels do not compile as C++: {status}"),
+        Err(e) => {
+            println!("the CUDA kernels are not checked: there is no C++ compiler ({e})");
+            return None;
+        }
+    }
+    std::fs::rename(&unfinished, &library).unwrap();
+    Some(library)
+}
+
+/// Checks `op`, as the CPU runs it, in its portable form, and with the CUDA kernels emulated, against `naive`, which maps the inputs' values to the
 /// output's, both row-major.
 ///
 /// `tolerance` is on the difference relative to the largest element of the tensor compared. Every input
@@ -99,7 +139,9 @@ pub fn check(
     };
     let data: Vec<Vec<f32>> = inputs.iter().enumerate().map(scaled).collect();
     let both = || [By::Candle, By::Tape].map(|by| run(by, inputs, &data, op));
-    let forms = [("cpu", both()), ("portable", with_portable(both))];
+    let kernels = emulator();
+    let mut forms = vec![("cpu", both()), ("portable", with_portable(both))];
+    forms.extend(kernels.map(|e| ("cuda kernels", with_emulator(&e, both))));
     for (form, [first, second]) in &forms {
         assert_eq!(bits(&first.value), bits(&second.value), "{form}: two runs gave different values");
     }

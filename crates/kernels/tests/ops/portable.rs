@@ -1,11 +1,12 @@
 //! What the harness does not see of the portable forms: edges, several chunks, and activations of 16 bits.
 
-use crate::harness::{close, noise, values};
+use crate::harness::{close, emulator, noise, values};
 use candle_core::{DType, Device, Result, Tensor, Var};
 use kernels::{
-    AttentionShape, IGNORE, RopeTable, Segments, add, add_bias, attention, geglu, gelu, layer_norm, linear,
-    linear_cross_entropy, linear_cross_entropy_trainable, linear_log_probs, linear_trainable, lora_linear,
-    merged_row_norms, record, rms_norm, rms_norm_trainable, rope, swiglu, token_losses, with_portable,
+    AdamWRule, AttentionShape, IGNORE, RopeTable, Segments, adamw, add, add_bias, attention, dropout, geglu, gelu,
+    layer_norm, linear, linear_cross_entropy, linear_cross_entropy_trainable, linear_log_probs, linear_trainable,
+    lora_linear, merged_row_norms, record, rms_norm, rms_norm_trainable, rope, swiglu, token_losses, with_emulator,
+    with_portable,
 };
 
 fn random(seed: u64, rows: usize, cols: usize) -> Tensor {
@@ -71,8 +72,11 @@ fn activations_of_sixteen_bits_give_nearly_the_same() {
         ]
     };
     let exact = with_portable(|| at(DType::F32));
-    for (dtype, tolerance) in [(DType::BF16, 0.03), (DType::F16, 0.004)] {
-        for ((op, want), (_, got)) in exact.iter().zip(with_portable(|| at(dtype))) {
+    let mut forms = vec![(DType::BF16, 0.03, with_portable(|| at(DType::BF16)))];
+    forms.push((DType::F16, 0.004, with_portable(|| at(DType::F16))));
+    forms.extend(emulator().map(|e| (DType::BF16, 0.03, with_emulator(&e, || at(DType::BF16)))));
+    for (dtype, tolerance, results) in forms {
+        for ((op, want), (_, got)) in exact.iter().zip(results) {
             for (i, (want, got)) in want.iter().zip(&got).enumerate() {
                 let got = values(&got.to_dtype(DType::F32).unwrap());
                 close(&format!("{op} {i} in {dtype:?}"), &got, &wide(want), tolerance);
@@ -94,8 +98,10 @@ fn the_loss_comes_in_chunks() {
     let (x, w) = (Var::from_tensor(&random(1, n, c)).unwrap(), Var::from_tensor(&random(2, v, c)).unwrap());
     let targets: Vec<u32> = (0..60).map(|i| if i % 3 == 1 { IGNORE } else { i * 4999 }).collect();
     let of = || run(&[&x, &w], &|| linear_cross_entropy_trainable(&x, &w, &targets, 10.0, None));
-    for (got, want) in with_portable(of).iter().zip(of()) {
-        close("loss or gradient", &values(got), &wide(&want), 1e-5);
+    for form in [Some(with_portable(of)), emulator().map(|e| with_emulator(&e, of))].into_iter().flatten() {
+        for (got, want) in form.iter().zip(of()) {
+            close("loss or gradient", &values(got), &wide(&want), 1e-5);
+        }
     }
     let losses = || token_losses(&x, &w, &targets, None).unwrap();
     let want: Vec<f64> = losses().iter().map(|l| f64::from(*l)).collect();
@@ -120,8 +126,10 @@ fn a_broken_activation_makes_the_loss_nan() {
         let mut x = noise(1, 12);
         x[4] = bad;
         let x = Var::from_vec(x, (4, 3), &Device::Cpu).unwrap();
-        let loss = with_portable(|| linear_cross_entropy(&x, &random(2, 20, 3), &[1, 2, 3, 4], 4.0, None).unwrap());
-        assert!(loss.to_scalar::<f32>().unwrap().is_nan(), "{bad} was swallowed");
+        let loss = || linear_cross_entropy(&x, &random(2, 20, 3), &[1, 2, 3, 4], 4.0, None).unwrap();
+        for loss in [Some(with_portable(loss)), emulator().map(|e| with_emulator(&e, loss))].into_iter().flatten() {
+            assert!(loss.to_scalar::<f32>().unwrap().is_nan(), "{bad} was swallowed");
+        }
     }
 }
 
@@ -139,4 +147,30 @@ fn row_norms_and_strided_inputs_are_those_of_the_cpu() {
     same(&|x| swiglu(x, x).unwrap());
     let shape = AttentionShape::causal(2, 2, 2, Segments::from_lengths(&[6]).unwrap());
     same(&|x| attention(x, x, x, &shape).unwrap());
+}
+
+/// The kernels of the optimizer and of dropout do what candle's operations do.
+#[test]
+fn the_kernels_outside_of_the_tape_do_the_same() {
+    let Some(emulator) = emulator() else { return };
+    let rule =
+        AdamWRule { clip: 0.5, shrink: 0.999, beta1: 0.9, beta2: 0.98, epsilon: 1e-6, step_size: 0.02, root2: 0.3 };
+    let update = || {
+        let [p, g, m] = [1, 2, 3].map(|seed| random(seed, 30, 20));
+        let v = random(4, 30, 20).sqr().unwrap();
+        adamw(&p, &g, &m, &v, rule).unwrap();
+        [p, m, v].map(|t| values(&t))
+    };
+    let of = |all: [Vec<f32>; 3]| all.concat();
+    let want: Vec<f64> = of(with_portable(update)).iter().map(|x| f64::from(*x)).collect();
+    close("parameters and moments", &of(with_emulator(&emulator, update)), &want, 1e-6);
+    for dtype in [DType::F32, DType::BF16] {
+        let x = random(5, 60, 50).to_dtype(dtype).unwrap();
+        let dropped = || wide(&dropout(&x, 0.3, 0x1234_5678_9abc_def0).unwrap());
+        let (ours, theirs) = (with_emulator(&emulator, dropped), with_portable(dropped));
+        let zeros = ours.iter().filter(|x| **x == 0.0).count();
+        assert!((800..1000).contains(&zeros), "{zeros} of 3000 dropped");
+        let worst = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs() / (b.abs() + 1e-6)).fold(0.0, f64::max);
+        assert!(worst < if dtype == DType::F32 { 1e-6 } else { 1e-2 }, "{dtype:?}: {worst:.2e}");
+    }
 }

@@ -123,6 +123,15 @@ impl Place {
         }
     }
 
+    /// What the driver identifies a CUDA device by; `None` for the CPU.
+    #[must_use]
+    pub fn uuid(self) -> Option<[u8; 16]> {
+        match self {
+            Self::Cpu => None,
+            Self::Cuda(number) => open(number).ok()?.uuid,
+        }
+    }
+
     /// Memory of a CUDA device; `None` for the CPU, see [`super::memory`].
     #[must_use]
     pub fn memory(self) -> Option<DeviceMemory> {

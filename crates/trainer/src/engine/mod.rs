@@ -16,6 +16,7 @@ pub mod dropout;
 pub mod error;
 pub mod files;
 pub mod generate;
+pub mod gpu;
 pub mod lora;
 pub mod memory;
 pub mod merge;

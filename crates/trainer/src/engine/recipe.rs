@@ -12,6 +12,7 @@ use super::{
     data::{self, Corpus, Sampler, SamplerOptions},
     dpo,
     dropout::Dropout,
+    gpu::Meter,
     memory,
     model::{self, BuildOptions, CausalLm},
     optim::{self, AdamW, AdamWConfig},
@@ -62,6 +63,7 @@ struct Run<'a> {
     optimizer: AdamW,
     state: State,
     max_length: usize,
+    gpu: Meter,
     /// When the last step ended.
     stepped: Option<Instant>,
     /// Step of the newest checkpoint on disk and where it is.
@@ -259,6 +261,7 @@ impl<'a> Run<'a> {
             state,
             max_length,
             classes,
+            gpu: Meter::of(setup.place),
             stepped: None,
             saved,
             best,
@@ -368,6 +371,7 @@ impl<'a> Run<'a> {
         if let Some((now, _)) = memory::resident() {
             values.insert(metric::MEMORY_BYTES.to_owned(), float(now));
         }
+        values.extend(self.gpu.read());
         self.metrics(values);
         Ok(())
     }
