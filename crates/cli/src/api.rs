@@ -4,11 +4,12 @@ use crate::error::{CliError, CliResult, Exit};
 use reqwest::Method;
 use service::Client;
 use wire::{
-    JobId, JobView, Page,
+    JobId, JobView, PackageId, Page, VersionId,
     dataset::{DatasetPreview, DatasetView, Split},
     event::StreamMessage,
     job::{ArtifactView, CreateJob, MetricPoint},
     model::{CreateModel, CreatedModel, ModelView},
+    package::{AutoSave, LaunchVersion, PackageView, Summary, VersionView},
 };
 
 /// Rows asked for per page.
@@ -69,12 +70,46 @@ impl Api {
 
     /// Creates one job, however often the request has to be sent.
     pub async fn create_job(&self, body: &CreateJob) -> CliResult<JobView> {
+        self.create_once("/training/jobs", body).await
+    }
+
+    async fn create_once<T: serde::de::DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &(impl serde::Serialize + Sync),
+    ) -> CliResult<T> {
         let key = uuid::Uuid::new_v4().to_string();
         let request = || {
-            let request = self.client.request(Method::POST, "/training/jobs")?;
+            let request = self.client.request(Method::POST, path)?;
             Ok(request.header("idempotency-key", &key).timeout(std::time::Duration::from_secs(30)).json(body))
         };
         self.reply(self.client.send_retrying(request).await?).await
+    }
+
+    pub async fn packages(&self) -> CliResult<Vec<PackageView>> {
+        self.all("/api/training/packages?").await
+    }
+
+    pub async fn package(&self, name: &str) -> CliResult<PackageView> {
+        Ok(self.client.get(&format!("/api/training/packages/{}", escape(name))).await?)
+    }
+
+    /// Versions of a package, newest first.
+    pub async fn versions(&self, package: PackageId) -> CliResult<Vec<VersionView>> {
+        self.all(&format!("/api/training/versions?package_id={package}&")).await
+    }
+
+    pub async fn save_version(&self, body: &AutoSave) -> CliResult<VersionView> {
+        Ok(self.client.post("/api/training/versions/auto-save", body).await?)
+    }
+
+    pub async fn publish_version(&self, id: VersionId, body: &Summary) -> CliResult<VersionView> {
+        Ok(self.client.post(&format!("/api/training/versions/{id}/publish"), body).await?)
+    }
+
+    /// Creates one job, however often the request has to be sent.
+    pub async fn launch_version(&self, id: VersionId, body: &LaunchVersion) -> CliResult<JobView> {
+        self.create_once(&format!("/api/training/versions/{id}/launch"), body).await
     }
 
     /// The newest `limit` jobs.

@@ -49,6 +49,9 @@ pub enum Command {
     /// Datasets: upload, validate, list
     #[command(subcommand)]
     Datasets(DatasetsCommand),
+    /// Training packages: versions of what to train, published and launched
+    #[command(subcommand)]
+    Packages(PackagesCommand),
     /// Create a training job from a configuration file
     Train(TrainArgs),
     /// Training jobs: list, watch, cancel, download
@@ -161,6 +164,53 @@ pub struct UploadArgs {
     /// A file with held-out rows; without it training holds some rows back
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub validation: Option<PathBuf>,
+}
+
+const PACKAGES: &str = "\
+Examples:
+  hone packages draft support config.yaml         write down what to train, as a draft
+  hone packages publish support                   fix it for good; it gets the next number
+  hone packages launch support --follow           train what was published last
+  hone packages launch support@3                  train version 3";
+
+#[derive(Debug, Subcommand)]
+#[command(after_help = PACKAGES)]
+pub enum PackagesCommand {
+    /// List the packages, newest first
+    Ls,
+    /// Show a package and its versions
+    Show { name: String },
+    /// Make a draft from a training configuration; the package is made when it is missing
+    #[command(after_help = PACKAGES)]
+    Draft {
+        name: String,
+        /// YAML (or JSON); `-` reads standard input
+        #[arg(value_hint = ValueHint::FilePath)]
+        config: PathBuf,
+        /// What is different
+        #[arg(long, value_name = "TEXT")]
+        summary: Option<String>,
+    },
+    /// Publish the newest draft
+    #[command(after_help = PACKAGES)]
+    Publish {
+        name: String,
+        /// What is different
+        #[arg(long, value_name = "TEXT")]
+        summary: Option<String>,
+    },
+    /// Train a published version, the newest unless NAME@NUMBER says which
+    #[command(after_help = PACKAGES)]
+    Launch {
+        /// NAME or NAME@NUMBER
+        version: String,
+        /// Show live progress until the job ends
+        #[arg(long, short)]
+        follow: bool,
+        /// Attempts before the job fails [default: 3]
+        #[arg(long, value_name = "N")]
+        max_attempts: Option<u32>,
+    },
 }
 
 const TRAIN: &str = "\

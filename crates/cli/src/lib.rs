@@ -13,6 +13,7 @@ pub mod error;
 pub mod follow;
 pub mod jobs;
 pub mod models;
+pub mod packages;
 pub mod postgres;
 pub mod proc;
 pub mod stream;
@@ -64,6 +65,7 @@ async fn run(context: &Context, command: Command) -> CliResult {
         Command::Doctor => doctor::doctor(context).await,
         Command::Models(command) => models::run(context, command).await,
         Command::Datasets(command) => datasets::run(context, command).await,
+        Command::Packages(command) => packages::run(context, command).await,
         Command::Train(args) => train::train(context, &args).await,
         Command::Jobs(command) => jobs::run(context, command).await,
         Command::Chat(args) => chat::chat(context, &args).await,

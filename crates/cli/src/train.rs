@@ -9,7 +9,7 @@ use crate::{
 };
 use serde_json::{Map, Value};
 use std::{io::Read, path::Path};
-use wire::{TrainingConfig, job::CreateJob};
+use wire::{JobView, TrainingConfig, job::CreateJob};
 
 pub async fn train(context: &Context, args: &TrainArgs) -> CliResult {
     let mut config = read(&args.config)?;
@@ -20,7 +20,12 @@ pub async fn train(context: &Context, args: &TrainArgs) -> CliResult {
     TrainingConfig::from_value(&config)?;
     let api = Api { client: context.client()? };
     let job = api.create_job(&CreateJob { config, max_attempts: args.max_attempts }).await?;
-    if args.follow {
+    created(context, &api, job, args.follow).await
+}
+
+/// Says that a job was created, and follows it if that is wanted.
+pub async fn created(context: &Context, api: &Api, job: JobView, follow: bool) -> CliResult {
+    if follow {
         let id = short(job.id);
         context.ui.note(format!(
             "{} as job {id}: {} on {}",
@@ -28,7 +33,7 @@ pub async fn train(context: &Context, args: &TrainArgs) -> CliResult {
             job.model,
             job.dataset
         ));
-        return follow::follow(context, &api, job).await;
+        return follow::follow(context, api, job).await;
     }
     context.ui.show(&job, |ui| {
         let id = short(job.id);
@@ -38,7 +43,8 @@ pub async fn train(context: &Context, args: &TrainArgs) -> CliResult {
     Ok(())
 }
 
-fn read(path: &Path) -> CliResult<Value> {
+/// A configuration file as a mapping; `-` is standard input.
+pub fn read(path: &Path) -> CliResult<Value> {
     let text = if path == Path::new("-") {
         let mut text = String::new();
         std::io::stdin().read_to_string(&mut text).map(|_| text)

@@ -10,4 +10,5 @@ mod harness;
 mod input;
 mod isolation;
 mod material;
+mod packages;
 mod start;
