@@ -51,6 +51,8 @@ typed_id! {
     PackageId,
     /// A version of a training package.
     VersionId,
+    /// What a job made.
+    ArtifactId,
     /// An API key.
     KeyId,
     /// One running trainer process; an attempt accepts events from the first instance that claims it.

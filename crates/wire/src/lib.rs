@@ -4,6 +4,7 @@
 //! share this crate. The wire may be coarser than what a service stores.
 
 pub mod account;
+pub mod artifact;
 pub mod catalog;
 pub mod config;
 pub mod dataset;
@@ -20,7 +21,7 @@ pub mod storage;
 
 pub use config::TrainingConfig;
 pub use event::{CallbackBatch, CallbackReply, Directive, Event, EventKind};
-pub use ids::{DatasetId, InstanceId, JobId, KeyId, PackageId, UserId, VersionId};
+pub use ids::{ArtifactId, DatasetId, InstanceId, JobId, KeyId, PackageId, UserId, VersionId};
 pub use job::{JobSpec, JobState, JobView};
 pub use problem::{Code, FieldError, Problem};
 

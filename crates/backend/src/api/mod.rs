@@ -3,6 +3,7 @@
 //! A handler extracts, makes one call, and maps the result. Its name is the operation's id.
 
 pub mod account;
+pub mod artifacts;
 pub mod authz;
 mod body;
 pub mod catalog;
@@ -41,6 +42,8 @@ pub fn configure(config: &mut web::ServiceConfig, state: &AppState) {
         .service(jobs::list_metrics)
         .service(jobs::list_checkpoints)
         .service(jobs::list_artifacts)
+        .service(artifacts::list_model_artifacts)
+        .service(artifacts::get_model_artifact)
         .service(packages::create_package)
         .service(packages::list_packages)
         .service(packages::get_package)

@@ -37,6 +37,8 @@ use wire::problem::{PROBLEM_JSON, Problem};
         super::jobs::list_metrics,
         super::jobs::list_checkpoints,
         super::jobs::list_artifacts,
+        super::artifacts::list_model_artifacts,
+        super::artifacts::get_model_artifact,
         super::packages::create_package,
         super::packages::list_packages,
         super::packages::get_package,

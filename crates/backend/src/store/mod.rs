@@ -1,6 +1,7 @@
 //! Rows and queries. Queries are functions that take a connection, so that they compose in transactions;
 //! what they see is decided by the transaction's tenant, never by a WHERE clause alone.
 
+pub mod artifact;
 pub mod columns;
 pub mod dataset;
 pub mod idempotency;
@@ -11,6 +12,7 @@ pub mod package;
 pub mod page;
 pub mod version;
 
+pub use artifact::Artifact;
 pub use columns::{Json, Name};
 pub use dataset::Dataset;
 pub use job::Job;

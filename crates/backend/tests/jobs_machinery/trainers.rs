@@ -18,6 +18,14 @@ fn once(steps: std::ops::RangeInclusive<i64>) -> Vec<(i64, i64)> {
     steps.map(|step| (step, 1)).collect()
 }
 
+/// Rows of what a job made: attempt, kind, name, base model, where it is, first file, size, last step.
+async fn artifacts(world: &World, job: JobId) -> Vec<String> {
+    let query = "SELECT concat_ws(' ', attempt, kind, name, base_model, base_revision, storage_path,
+            files -> 0 ->> 'path', size, metrics ->> 'step')
+        FROM model_artifacts WHERE job_id = $1::text::uuid ORDER BY attempt";
+    world.db.query(query, &[&job.to_string()]).await.unwrap().iter().map(|row| row.get(0)).collect()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_good_run_ends_succeeded_with_verified_artifacts_and_its_log() {
     let world = World::new().await;
@@ -34,6 +42,9 @@ async fn a_good_run_ends_succeeded_with_verified_artifacts_and_its_log() {
     assert_eq!(world.steps(job).await, once(1..=5));
     let manifest = world.gateway.object(&format!("{}manifest.json", layout::job_prefix(world.user, job))).unwrap();
     assert!(String::from_utf8(manifest).unwrap().contains("adapter_model.safetensors"));
+    let made = artifacts(&world, job).await;
+    let prefix = format!("{}artifacts/", layout::attempt_prefix(world.user, job, 1));
+    assert_eq!(made, [format!("1 adapter test tiny r1 {prefix} adapter_model.safetensors 7 5")]);
     let log = format!("{}logs/trainer.log", layout::attempt_prefix(world.user, job, 1));
     let deadline = Instant::now() + PATIENCE;
     while world.gateway.object(&log).is_none() {
@@ -66,6 +77,7 @@ async fn a_killed_trainer_is_retried_from_its_checkpoint_and_the_job_succeeds() 
     let job = world.job(script).await;
     let view = world.wait(job, JobState::Succeeded).await;
     assert_eq!(view.attempt, 2);
+    assert_eq!(artifacts(&world, job).await.len(), 1, "only the attempt that ended well made something");
     let resumed = "SELECT (body -> 'event' ->> 'resumed_from_step')::bigint FROM job_events
         WHERE job_id = $1::text::uuid AND attempt = 2 AND body -> 'event' ->> 'type' = 'started'";
     assert_eq!(world.count(resumed, job).await, 4);

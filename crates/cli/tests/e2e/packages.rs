@@ -27,6 +27,18 @@ fn a_package_is_drafted_published_and_trained() {
     assert!(out.status.success() && told.contains("succeeded: 4 steps"), "{told}\n{}", hone.logs());
     assert_eq!(hone.job("latest")["version_id"], published["id"]);
 
+    // What the job made is listed, and its files can be had.
+    let file = hone.with_api(async |api| {
+        let list: wire::Page<wire::artifact::ModelArtifactView> = api.client.get("/api/artifacts").await.unwrap();
+        let path = format!("/api/artifacts/{}", list.items[0].id);
+        let one: wire::artifact::ModelArtifactView = api.client.get(&path).await.unwrap();
+        assert_eq!((one.name.as_str(), one.base_model.as_str(), list.items.len()), ("support-v1", "tiny", 1));
+        let files = one.files.unwrap();
+        let weights = files.iter().find(|f| f.path == "adapter_model.safetensors").unwrap();
+        reqwest::get(&weights.url).await.unwrap().bytes().await.unwrap().len() == usize::try_from(weights.size).unwrap()
+    });
+    assert!(file);
+
     let shown = hone.json(&["packages", "show", "support"]);
     assert_eq!(shown["versions"][0]["training"]["status"], "completed");
     let text = hone.ok(&["packages", "show", "support"]);

@@ -12,7 +12,7 @@ use crate::{
         verdict::{Ending, Exit, Outcome},
     },
     schema::{job_attempts, training_jobs},
-    store::job::SpecSnapshot,
+    store::{Artifact, job::SpecSnapshot},
 };
 use diesel::{dsl::sql, prelude::*, sql_types::Bool};
 use diesel_async::RunQueryDsl;
@@ -257,6 +257,7 @@ async fn settle(conn: &mut Conn, before: &JobRow, seq: Option<i64>, settlement: 
     if attempt.as_ref().map(|a| a.last_seq) != seq {
         return Ok(None);
     }
+    let files = attempt.as_ref().map(AttemptRow::manifest).transpose()?.unwrap_or_default();
     if let Some(attempt) = attempt {
         let outcome = attempt.outcome.unwrap_or_else(|| settlement.outcome.as_str().to_owned());
         let failure = settlement.failure.as_ref().map(serde_json::to_value).transpose()?;
@@ -270,12 +271,16 @@ async fn settle(conn: &mut Conn, before: &JobRow, seq: Option<i64>, settlement: 
             .execute(conn)
             .await?;
     }
-    Change::to(settlement.to)
+    let moved = Change::to(settlement.to)
         .guarded(before.attempt, before.epoch)
         .failure(settlement.failure)
         .timer(settlement.retry_in)
         .no_lease()
         .one_more_attempt(OneMore::from(settlement.refund))
         .apply(conn, before.id())
-        .await
+        .await?;
+    if moved.is_some() && settlement.to == JobState::Succeeded {
+        Artifact::record(conn, before.user(), before.id(), before.attempt, &files).await?;
+    }
+    Ok(moved)
 }
