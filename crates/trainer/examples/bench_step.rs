@@ -6,7 +6,7 @@
 //! ```
 //! Runs one warm-up step and then `--steps` more, one per batch and from the first batch again after the last. Prints
 //! JSON: tokens per second (on the clock, and per second of processor time, which means more on a busy machine), the
-//! loss of every step, the peak of resident memory; with `--peak` the speed of a square matrix product, with
+//! loss of every step, the peak of resident memory and of the GPU's; with `--peak` the speed of a square matrix product, with
 //! `--started` the time from then to the end of the first step.
 
 use anyhow::Context;
@@ -97,16 +97,19 @@ fn bench(threads: usize) -> anyhow::Result<Value> {
     let first = batches.first().context("the case has no batch")?;
     let mut losses = vec![one_step(model.as_ref(), first, &mut optimizer, case.learning_rate)?];
     let first_step = option::<f64>("--started")?.map(|t| Ok::<_, anyhow::Error>(unix_seconds()? - t)).transpose()?;
+    place.wait()?;
     let (started, used, mut tokens) = (Instant::now(), cpu_seconds()?, 0.0);
     for batch in batches.iter().cycle().skip(usize::from(batches.len() > 1)).take(steps) {
         losses.push(one_step(model.as_ref(), batch, &mut optimizer, case.learning_rate)?);
         tokens += f64::from(u32::try_from(batch.tokens.len())?);
     }
+    place.wait()?;
     let (seconds, cpu) = (started.elapsed().as_secs_f64(), cpu_seconds()? - used);
     let peak_mib = memory::resident().map(|(_, peak)| peak >> 20);
     Ok(json!({
         "threads": threads, "tokens_per_second": tokens / seconds, "tokens_per_cpu_second": tokens / cpu,
         "seconds": seconds, "cpu_seconds": cpu, "losses": losses, "peak_mib": peak_mib,
+        "device_peak_mib": place.peak_memory().map(|peak| peak >> 20),
         "first_step_seconds": first_step, "peak_gflops": if flag("--peak") { Some(square_product()?) } else { None },
     }))
 }

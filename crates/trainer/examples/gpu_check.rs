@@ -138,8 +138,12 @@ fn ops(side: Side) -> anyhow::Result<Vec<(&'static str, Vec<Tensor>)>> {
     let (k, v) = (var("k", &[n, c / 4])?, var("v", &[n, c / 4])?);
     let (a, b) = (master("a", &[16, c])?, master("b", &[192, 16])?);
     let (norm, bias) = (master("norm", &[c])?, master("bias", &[c])?);
-    let (w, square, head) =
-        (tensor("w", &[192, c], side.dtype)?, master("square", &[c, c])?, tensor("head", &[1000, c], side.dtype)?);
+    // The head is small, so that logits are of the size of real ones.
+    let (w, square, head) = (
+        tensor("w", &[192, c], side.dtype)?,
+        master("square", &[c, c])?,
+        (tensor("head", &[1000, c], side.dtype)? * 0.0625)?,
+    );
     let segments = Segments::from_lengths(&[7, 200, 93])?;
     let positions = segments.positions();
     let table = RopeTable::new(10_000.0, 32, 256)?;

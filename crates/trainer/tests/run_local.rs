@@ -68,6 +68,22 @@ fn a_mistake_in_the_configuration_is_named_before_anything_runs() {
 }
 
 #[test]
+fn a_gpu_that_is_not_there_is_a_clear_error_and_auto_takes_the_cpu() {
+    let asked = |device: &str| generate(&["--prompt", "hello", "--device", device]).output().unwrap();
+    let output = asked("cuda:99");
+    assert_eq!(output.status.code(), Some(wire::job_env::exit::FATAL));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("the device cuda:99 cannot be used: ") && said.contains("`--device cpu`"), "{said}");
+    let said = String::from_utf8(asked("gpu").stderr).unwrap();
+    assert!(said.contains("`gpu` is no device; use auto, cpu, cuda or cuda:N"), "{said}");
+    let mut auto = generate(&["--prompt", "hello"]);
+    auto.env("HONE_DEVICE", "auto");
+    succeed(auto);
+    let mut chosen = generate(&["--prompt", "hello"]);
+    assert!(!chosen.env("HONE_DEVICE", "cuda:99").output().unwrap().status.success());
+}
+
+#[test]
 fn a_job_without_its_environment_says_what_is_missing() {
     let output = trainer(&["run"]).output().unwrap();
     assert_eq!(output.status.code(), Some(wire::job_env::exit::FATAL));

@@ -132,6 +132,17 @@ impl Place {
         }
     }
 
+    /// Waits until everything that was started has been computed. Only then do clocks mean something.
+    ///
+    /// # Errors
+    /// What went wrong on the device in the meantime.
+    pub fn wait(self) -> Result<(), TrainError> {
+        match self {
+            Self::Cpu => Ok(()),
+            Self::Cuda(_) => Ok(self.device()?.synchronize()?),
+        }
+    }
+
     /// Memory of a CUDA device; `None` for the CPU, see [`super::memory`].
     #[must_use]
     pub fn memory(self) -> Option<DeviceMemory> {

@@ -338,6 +338,7 @@ impl<'a> Run<'a> {
                 .into());
             }
         }
+        self.setup.place.wait()?;
         let passes = started.elapsed() - data;
         let norm = optim::global_norm(&grads)?;
         if !loss.is_finite() || !norm.is_finite() {

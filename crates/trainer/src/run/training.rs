@@ -96,9 +96,10 @@ impl Attempt {
     /// Brings model, data and checkpoint to this machine.
     ///
     /// # Errors
-    /// Storage stayed unreachable, or a file is not what was promised.
+    /// A device that cannot be had, storage that stayed unreachable, or a file that is not what was promised.
     pub async fn stage(&self) -> Result<Setup, TrainError> {
         let (config, spec) = (&self.config, &self.config.spec);
+        let place = config.device.place()?;
         let dir = config.attempt_dir();
         let cache = Cache::open(config.scratch.join("cache"), config.cache_bytes)?;
         let stager = Stager { gateway: self.gateway.clone(), cache };
@@ -138,7 +139,7 @@ impl Attempt {
             work_dir: dir.join("work"),
             resume,
             threads: config.threads,
-            place: config.device.place()?,
+            place,
         })
     }
 

@@ -89,6 +89,7 @@ impl Run<'_> {
             optim::global_norm(&grads)?;
             // A rate of zero moves nothing, and costs the same.
             self.optimizer.step(self.model.params(), &grads, 1.0, 0.0)?;
+            self.setup.place.wait()?;
             optimizer.push(began.elapsed().as_secs_f64());
         }
         // The first pass met fresh memory; the next ones are like those of the run.
@@ -106,6 +107,7 @@ impl Run<'_> {
             let began = Instant::now();
             optim::global_norm(&grads)?;
             self.optimizer.step(self.model.params(), &grads, 1.0, 0.0)?;
+            self.setup.place.wait()?;
             optimizer.push(began.elapsed().as_secs_f64());
             step = step.saturating_add(1);
         }
@@ -178,6 +180,7 @@ impl Run<'_> {
         let options = self.step_options(units, Key::new(0, "rehearsal"));
         let mut forward = Duration::ZERO;
         self.learn(&batch, options, grads, &mut forward)?;
+        self.setup.place.wait()?;
         Ok((float(count(batch.tokens.len())), began.elapsed().as_secs_f64()))
     }
 
