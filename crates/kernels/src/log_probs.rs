@@ -6,7 +6,7 @@
 
 #![expect(clippy::indexing_slicing, reason = "row numbers of checked shapes")]
 
-use crate::buffer::{input, prepare, tensor, with_data};
+use crate::buffer::{input, prepare, prepare_weight, tensor, with_data, with_weight};
 use crate::cross_entropy::{Need, Plan};
 use crate::portable;
 use crate::tape::{self, Saves};
@@ -20,7 +20,7 @@ pub fn linear_log_probs(x: &Tensor, w: &Tensor, targets: &[u32], soft_cap: Optio
     if portable::is_portable(x) {
         return portable::head::log_probs(x, w, plan);
     }
-    let w = prepare(OP, "w", &w.detach())?;
+    let w = prepare_weight(OP, w)?;
     tape::apply1(&prepare(OP, "x", x)?, LinearLogProbs { plan, w }, Saves::INPUTS)
 }
 
@@ -36,7 +36,7 @@ impl CustomOp1 for LinearLogProbs {
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = input(self.name(), x, layout)?;
-        let losses = with_data(self.name(), &self.w, |w| self.plan.token_losses(x, w))?;
+        let losses = with_weight(self.name(), &self.w, |w| self.plan.token_losses(x, w))?;
         let log_probs: Vec<f32> = losses.into_iter().map(|loss| 0.0 - loss).collect();
         let n = log_probs.len();
         Ok((CpuStorage::F32(log_probs), Shape::from(n)))
@@ -46,7 +46,8 @@ impl CustomOp1 for LinearLogProbs {
         let name = self.name();
         let g: Vec<f32> = g.contiguous()?.to_vec1()?;
         let need = Need { dx: true, dw: false };
-        let outcome = with_data(name, x, |x| with_data(name, &self.w, |w| self.plan.run(x, w, need, &|row| -g[row])))??;
+        let outcome =
+            with_data(name, x, |x| with_weight(name, &self.w, |w| self.plan.run(x, w, need, &|row| -g[row])))??;
         let Some(dx) = outcome.dx else { bail!("{name}: no gradient was computed") };
         Ok(Some(tensor(dx, x.shape())?))
     }

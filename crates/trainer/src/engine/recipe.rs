@@ -94,13 +94,6 @@ pub(super) fn run(setup: &Setup, observer: &mut dyn Observer) -> Result<Outcome,
     }
 }
 
-/// Tokens of the first epoch's largest micro-batch.
-fn largest_batch(sampler: &mut Sampler, corpus: &Corpus) -> usize {
-    let steps = 0..sampler.steps_per_epoch();
-    let tokens = steps.flat_map(|step| sampler.step(step)).map(|rows| corpus.tokens_in(&rows)).max();
-    usize::try_from(tokens.unwrap_or(0)).unwrap_or(usize::MAX)
-}
-
 /// The reason to stop, if there is one.
 fn asked_to_stop(observer: &dyn Observer) -> Result<(), Halt> {
     match observer.control() {
@@ -200,7 +193,7 @@ impl<'a> Run<'a> {
         };
         let mut sampler = Sampler::new(&train, &train_rows, sampler_options);
         let per_epoch = sampler.steps_per_epoch();
-        fit::check_batch(setup, model.as_ref(), largest_batch(&mut sampler, &train))?;
+        fit::check_batch(setup, model.as_ref(), fit::largest_part(&mut sampler, &train, config.method))?;
         #[expect(clippy::as_conversions, reason = "a positive number of steps")]
         let total = u64::try_from(t.max_steps)
             .ok()

@@ -10,7 +10,8 @@ use std::{
 };
 use trainer::engine::{Outcome, Setup, model, model::BuildOptions, train};
 use wire::{
-    config::{BaseDtype, Method},
+    config::{BaseDtype, Method, TrainingConfig},
+    dataset::DatasetFormat,
     estimate::Estimate,
     event::metric,
 };
@@ -35,6 +36,15 @@ fn losses(setup: &Setup, base_dtype: BaseDtype) -> Vec<f64> {
     [metric::TRAIN_LOSS, metric::EVAL_LOSS].iter().flat_map(|n| memory.metric(n)).map(|(_, v)| v).collect()
 }
 
+/// The same run, on preference pairs.
+fn on_pairs(setup: Setup, dir: &Path) -> Setup {
+    let train = dir.join("pairs.jsonl");
+    let pair = |n| json!({"prompt": format!("say {n}"), "chosen": format!("{n} {n}"), "rejected": "no"}).to_string();
+    fs::write(&train, (0..12).map(|n| pair(n) + "\n").collect::<String>()).unwrap();
+    let config = TrainingConfig { method: Method::Dpo, ..setup.config };
+    Setup { train, format: DatasetFormat::PreferenceJsonl, config, ..setup }
+}
+
 #[test]
 fn weights_kept_as_stored_give_the_same_bits_as_widened_ones() {
     for dtype in [DType::BF16, DType::F16] {
@@ -44,6 +54,8 @@ fn weights_kept_as_stored_give_the_same_bits_as_widened_ones() {
         config.lora.use_dora = dtype == DType::F16;
         let setup = setup(dir.path(), &model, config);
         assert_eq!(losses(&setup, BaseDtype::Auto), losses(&setup, BaseDtype::F32), "{dtype:?}");
+        let setup = on_pairs(setup, dir.path());
+        assert_eq!(losses(&setup, BaseDtype::Auto), losses(&setup, BaseDtype::F32), "{dtype:?}, pairs");
     }
 }
 

@@ -2,13 +2,16 @@
 
 use super::{count, float};
 use crate::engine::{
-    Place, Setup, TrainError, memory,
+    Place, Setup, TrainError,
+    data::{Corpus, Sampler},
+    memory,
     model::CausalLm,
-    optim::{self},
+    optim,
+    step::PART_TOKENS,
     weights::WeightFiles,
 };
 use wire::{
-    config::{BaseDtype, Init},
+    config::{BaseDtype, Init, Method},
     job::FailureCode,
 };
 
@@ -65,6 +68,29 @@ pub(super) fn check_weights(setup: &Setup) -> Result<(), TrainError> {
 
 const NOTHING: Need = Need { loaded: 0, gradients_and_moments: 0, activations: 0, tokens: 0 };
 
+/// Most tokens of the first epoch's micro-batches that are in memory at once.
+pub(super) fn largest_part(sampler: &mut Sampler, corpus: &Corpus, method: Method) -> usize {
+    let steps = 0..sampler.steps_per_epoch();
+    steps.flat_map(|step| sampler.step(step)).map(|rows| at_once(corpus, &rows, method)).max().unwrap_or(0)
+}
+
+/// Tokens of the micro-batch `rows` that are in memory at once: those of its largest part, or of all pairs.
+pub(super) fn at_once(corpus: &Corpus, rows: &[usize], method: Method) -> usize {
+    let lengths = rows.iter().map(|row| usize::try_from(corpus.tokens_in(&[*row])).unwrap_or(usize::MAX));
+    if method == Method::Dpo { lengths.fold(0, usize::saturating_add) } else { part(lengths) }
+}
+
+/// Tokens of the largest part that `step` makes of sequences of these lengths.
+fn part(lengths: impl Iterator<Item = usize>) -> usize {
+    let (mut largest, mut open) = (0, 0_usize);
+    for length in lengths {
+        let joined = open.saturating_add(length);
+        open = if joined <= PART_TOKENS { joined } else { length };
+        largest = largest.max(open);
+    }
+    largest
+}
+
 /// Refuses a run whose largest batch, of `tokens`, cannot fit. Everything is loaded by now.
 pub(super) fn check_batch(setup: &Setup, model: &dyn CausalLm, tokens: usize) -> Result<(), TrainError> {
     let (available, loaded) = match setup.place {
@@ -100,6 +126,13 @@ fn human(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_batch_is_as_large_as_its_largest_part() {
+        let of = |lengths: &[usize]| part(lengths.iter().copied());
+        assert_eq!((of(&[]), of(&[5, 6]), of(&[600, 600, 400])), (0, 11, 1000));
+        assert_eq!((of(&[500; 64]), of(&[100, 3000, 100]), of(&[1024, 1])), (1000, 3000, 1024));
+    }
 
     #[test]
     fn what_cannot_fit_is_refused_with_the_numbers() {

@@ -2,9 +2,10 @@
 //!
 //! Memory and speed depend on the machine, the model's shape and every option, and formulas for them rot. So the
 //! rehearsal sets the run up as the run itself does, counts its batches, and really computes some of them: the
-//! largest, which decides the memory, and the first ones, until a few seconds are over.
+//! largest, which decides the memory, and the first ones, until a few seconds are over. What is in memory at once
+//! must be what the run has there, no more and no less.
 
-use super::{Halt, Run, count, float};
+use super::{Halt, Run, count, fit, float};
 use crate::engine::{Observer, Place, Setup, TrainError, checkpoint, data, memory, optim, params::Gradients, rng::Key};
 use std::time::{Duration, Instant};
 use wire::estimate::Estimate;
@@ -24,8 +25,10 @@ struct Plan {
     sizes: Vec<usize>,
     /// All micro-batches for each one counted.
     times: f64,
-    /// Step and place of the largest one.
+    /// Step and place of the one that needs most memory.
     largest: (u64, usize),
+    /// Its tokens that are in memory at once.
+    at_once: usize,
 }
 
 /// Seconds as a linear function of tokens, by least squares.
@@ -79,24 +82,29 @@ impl Run<'_> {
         let total = self.schedule.total;
         let plan = self.plan();
         let rehearsal = Instant::now();
-        let mut grads = Gradients::default();
+        let mut optimizer = Vec::new();
         let (step, micro) = plan.largest;
         let largest = self.sampler.step(step).into_iter().nth(micro).unwrap_or_default();
-        let mut points = vec![self.pass(&largest, &mut grads)?];
-        let mut optimizer = Vec::new();
+        // One row brings the moments into memory, where they are from the second step on.
+        let mut grads = Gradients::default();
+        self.pass(largest.get(..1).unwrap_or_default(), &mut grads)?;
         for _ in 0..2 {
-            let began = Instant::now();
-            optim::global_norm(&grads)?;
-            // A rate of zero moves nothing, and costs the same.
-            self.optimizer.step(self.model.params(), &grads, 1.0, 0.0)?;
-            self.setup.place.wait()?;
-            optimizer.push(began.elapsed().as_secs_f64());
+            optimizer.push(self.update(&grads)?);
         }
+        // The largest batch meets the gradients of those before it, where a step has several.
+        if self.setup.config.training.gradient_accumulation_steps == 1 {
+            grads = Gradients::default();
+        }
+        let mut points = vec![self.pass(&largest, &mut grads)?];
         // The first pass met fresh memory; the next ones are like those of the run.
         if rehearsal.elapsed() < SHORT {
+            if self.setup.config.training.gradient_accumulation_steps == 1 {
+                grads = Gradients::default();
+            }
             points.clear();
             points.push(self.pass(&largest, &mut grads)?);
         }
+        drop(grads);
         let (began, mut step) = (Instant::now(), 0);
         while began.elapsed() < at_least && step < total {
             // As in a real step: gradients of its own, summed over its batches.
@@ -104,11 +112,7 @@ impl Run<'_> {
             for rows in self.sampler.step(step) {
                 points.push(self.pass(&rows, &mut grads)?);
             }
-            let began = Instant::now();
-            optim::global_norm(&grads)?;
-            self.optimizer.step(self.model.params(), &grads, 1.0, 0.0)?;
-            self.setup.place.wait()?;
-            optimizer.push(began.elapsed().as_secs_f64());
+            optimizer.push(self.update(&grads)?);
             step = step.saturating_add(1);
         }
         let evaluation = self.rehearse_evaluation()?;
@@ -141,7 +145,7 @@ impl Run<'_> {
         Ok(Estimate {
             total_steps: total,
             total_tokens,
-            largest_batch_tokens: count(plan.sizes.iter().copied().max().unwrap_or(0)),
+            largest_batch_tokens: count(plan.at_once),
             trainable_parameters: trainable,
             total_parameters: base.saturating_add(if adapter { trainable } else { 0 }),
             peak_memory_bytes,
@@ -159,17 +163,28 @@ impl Run<'_> {
         let total = self.schedule.total;
         let steps = total.min(self.sampler.steps_per_epoch().saturating_mul(COUNTED_EPOCHS));
         let mut plan = Plan { times: float(total) / float(steps.max(1)), ..Plan::default() };
-        let mut most = 0;
+        let mut most = (0, 0);
         for step in 0..steps {
             for (micro, rows) in self.sampler.step(step).iter().enumerate() {
                 let tokens = usize::try_from(self.train.tokens_in(rows)).unwrap_or(usize::MAX);
-                if tokens > most {
-                    (most, plan.largest) = (tokens, (step, micro));
+                let at_once = fit::at_once(&self.train, rows, self.setup.config.method);
+                if (at_once, tokens) > most {
+                    (most, plan.largest) = ((at_once, tokens), (step, micro));
                 }
                 plan.sizes.push(tokens);
             }
         }
+        plan.at_once = most.0;
         plan
+    }
+
+    /// Seconds of one optimizer step that moves nothing: its rate is zero.
+    fn update(&mut self, grads: &Gradients) -> Result<f64, Halt> {
+        let began = Instant::now();
+        optim::global_norm(grads)?;
+        self.optimizer.step(self.model.params(), grads, 1.0, 0.0)?;
+        self.setup.place.wait()?;
+        Ok(began.elapsed().as_secs_f64())
     }
 
     /// Forward and backward pass over `rows`: tokens and seconds.
