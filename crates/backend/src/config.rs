@@ -45,6 +45,8 @@ pub enum TrainingMode {
         run_dir: PathBuf,
         /// The part of our environment that trainers get.
         inherited: BTreeMap<String, String>,
+        /// Bytes of memory a trainer may have; those of the machine or its control group when absent.
+        memory: Option<u64>,
     },
     /// On a long-running `hone-trainer serve`.
     Http { url: String },
@@ -118,7 +120,8 @@ fn training_mode(env: &Env) -> Result<TrainingMode, ConfigError> {
         "subprocess" => {
             let run_dir = env.required("RUN_DIR", "give a directory that survives a restart, for running trainers")?;
             let trainer = env.get("TRAINER_BIN").map_or_else(default_trainer, PathBuf::from);
-            Ok(TrainingMode::Subprocess { trainer, run_dir: run_dir.into(), inherited: inheritable(env) })
+            let memory = env.parse("TRAINER_MEMORY_BYTES")?;
+            Ok(TrainingMode::Subprocess { trainer, run_dir: run_dir.into(), inherited: inheritable(env), memory })
         }
         "http" => {
             let url = env.required("TRAINER_SERVICE_URL", "give the URL of a running `hone-trainer serve`")?;

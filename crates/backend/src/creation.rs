@@ -17,6 +17,7 @@ use wire::{
     dataset::{DatasetFile, DatasetFormat, DatasetStatus, Split},
     ids::UserId,
     job::{CreateJob, DatasetSpec, ModelSpec},
+    memory::{Need, Rows},
     problem::{Code, FieldError, Problem},
     storage::FileRef,
 };
@@ -34,11 +35,12 @@ pub async fn create(
 ) -> Result<JobView> {
     // Before the key is claimed: a request that is refused may be sent again with the same key.
     let wanted = Wanted::read(request, Origin::default())?;
+    let memory = state.launcher.memory().await;
     let work = async move |conn: &mut Conn| {
         if let Some(reply) = idempotency::claim(conn, user, key.as_ref()).await? {
             return Ok(reply);
         }
-        let view = wanted.insert(conn, user).await?;
+        let view = wanted.insert(conn, user, memory).await?;
         idempotency::keep(conn, user, key.as_ref(), &view).await?;
         Ok(view)
     };
@@ -63,24 +65,55 @@ impl Wanted {
         Ok(Self { config, max_attempts, origin })
     }
 
-    /// Stores and queues the job.
-    pub async fn insert(self, conn: &mut Conn, user: UserId) -> Result<JobView> {
+    /// Stores and queues the job, unless it cannot run, or needs more than `memory`: the bytes that a trainer has,
+    /// where that is known.
+    pub async fn insert(self, conn: &mut Conn, user: UserId, memory: Option<u64>) -> Result<JobView> {
         let Self { config, max_attempts, origin } = self;
-        let (model_name, revision) = config.model_ref();
-        let model = Model::find(conn, model_name, revision).await?;
-        let dataset = Dataset::find(conn, &config.dataset).await?;
-        let dataset = dataset_spec(dataset)?;
-        check_fit(config.method, dataset.format)?;
-        check_adapter(&config)?;
+        let Inputs { model, dataset } = find(conn, &config).await?;
+        match (need(&model, &dataset, &config), memory) {
+            (Some(need), Some(limit)) => need.check(&config, limit)?,
+            (need, _) => {
+                let (shapes, limit) = (need.is_some(), memory.is_some());
+                tracing::warn!(shapes, limit, "the memory of a new job is not checked: shapes or limit are not known");
+            }
+        }
+        let (model, dataset) = (model_spec(model), dataset_spec(&dataset)?);
         let name = config.name.clone().unwrap_or_else(|| format!("{}-{}", model.name, dataset.name));
-        let prefix = model.prefix();
-        let model = ModelSpec { name: model.name, revision: model.revision, prefix, files: model.files.0 };
         let new = NewJob { name, config, spec: SpecSnapshot { model, dataset }, max_attempts, origin };
         let id = new.insert(conn, user).await?;
         control::submit(conn, id).await?;
         Job::find(conn, id).await?.try_into()
     }
 }
+
+/// What a configuration names.
+#[derive(Debug)]
+pub struct Inputs {
+    pub model: Model,
+    pub dataset: Dataset,
+}
+
+/// Finds model and dataset, and refuses those that cannot be trained as `config` says.
+pub async fn find(conn: &mut Conn, config: &TrainingConfig) -> Result<Inputs> {
+    let (model_name, revision) = config.model_ref();
+    let model = Model::find(conn, model_name, revision).await?;
+    let dataset = Dataset::find(conn, &config.dataset).await?;
+    check_fit(config.method, dataset_spec(&dataset)?.format)?;
+    check_adapter(config)?;
+    if let Some(info) = &model.info {
+        wire::support::check(&info.0.architecture, config.method)?;
+    }
+    Ok(Inputs { model, dataset })
+}
+
+/// Memory that the run needs at least; `None` for a model whose shapes are not known.
+pub fn need(model: &Model, dataset: &Dataset, config: &TrainingConfig) -> Option<Need> {
+    let info = model.info.as_ref()?;
+    let file = dataset.file(Split::Train)?;
+    let rows = Rows { bytes: file.size, count: file.report.rows, context: info.0.context_length };
+    Some(Need::of(info.0.shape.as_ref()?, config, rows))
+}
+
 fn max_attempts(wanted: Option<u32>) -> Result<i32> {
     let wanted = wanted.unwrap_or(DEFAULT_ATTEMPTS);
     if !(1..=MAX_ATTEMPTS).contains(&wanted) {
@@ -90,8 +123,14 @@ fn max_attempts(wanted: Option<u32>) -> Result<i32> {
     i32::try_from(wanted).map_err(Error::defect)
 }
 
+/// The files of a model.
+pub fn model_spec(model: Model) -> ModelSpec {
+    let prefix = model.prefix();
+    ModelSpec { name: model.name, revision: model.revision, prefix, files: model.files.0 }
+}
+
 /// The files of a ready dataset.
-fn dataset_spec(dataset: Dataset) -> Result<DatasetSpec> {
+pub fn dataset_spec(dataset: &Dataset) -> Result<DatasetSpec> {
     let name = &dataset.name;
     let not_ready = || {
         let status = match dataset.status.0 {

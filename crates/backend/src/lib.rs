@@ -8,6 +8,7 @@ pub mod creation;
 pub mod datasets;
 pub mod db;
 pub mod error;
+pub mod estimation;
 pub mod gateway;
 pub mod jobs;
 pub mod packages;
@@ -45,6 +46,7 @@ pub async fn run(env: Env) -> anyhow::Result<()> {
     let state = AppState {
         db: Db::new(&config.database)?,
         gateway: Gateway::new(&config.gateway_url, &config.token_key)?,
+        launcher: jobs::launcher(&config.training)?,
         base_url,
         config: Arc::new(config),
     };

@@ -1,6 +1,6 @@
 //! What every handler and background task shares.
 
-use crate::{config::Config, db::Db, gateway::Gateway};
+use crate::{config::Config, db::Db, gateway::Gateway, jobs::launcher::Launcher};
 use std::sync::Arc;
 
 /// Cheap to clone.
@@ -9,6 +9,7 @@ pub struct AppState {
     pub config: Arc<Config>,
     pub db: Db,
     pub gateway: Gateway,
+    pub launcher: Arc<dyn Launcher>,
     /// Where trainers reach this backend, without a trailing slash.
     pub base_url: String,
 }

@@ -6,6 +6,7 @@ use service::Client;
 use wire::{
     JobId, JobView, PackageId, Page, VersionId,
     dataset::{DatasetPreview, DatasetView, Split},
+    estimate::JobEstimate,
     event::StreamMessage,
     job::{ArtifactView, CreateJob, MetricPoint},
     model::{CreateModel, CreatedModel, ModelView},
@@ -66,6 +67,15 @@ impl Api {
 
     pub async fn delete_dataset(&self, name: &str) -> CliResult {
         Ok(self.client.delete(&format!("/datasets/{}", escape(name))).await?)
+    }
+
+    /// What a job would need. A trainer may have to stage the model first.
+    pub async fn estimate(&self, body: &CreateJob) -> CliResult<JobEstimate> {
+        let request = || {
+            let request = self.client.request(Method::POST, "/training/estimate")?;
+            Ok(request.timeout(std::time::Duration::from_secs(330)).json(body))
+        };
+        self.reply(self.client.send_retrying(request).await?).await
     }
 
     /// Creates one job, however often the request has to be sent.

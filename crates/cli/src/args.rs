@@ -217,11 +217,12 @@ const TRAIN: &str = "\
 Examples:
   hone train config.yaml --follow
   hone train config.yaml --set training.max_steps=10 --set lora.r=8
+  hone train config.yaml --estimate
 
 A small configuration:
   model: smollm2-135m
   dataset: support
-  method: sft                       # sft | full | pretrain
+  method: sft                       # sft | full | pretrain | dpo | classification
   lora: {r: 16, lora_alpha: 32}
   training: {num_train_epochs: 1, learning_rate: 2.0e-4}";
 
@@ -234,6 +235,9 @@ pub struct TrainArgs {
     /// Show live progress until the job ends
     #[arg(long, short)]
     pub follow: bool,
+    /// Only tell what the job would need: memory, tokens, steps, duration
+    #[arg(long, conflicts_with = "follow")]
+    pub estimate: bool,
     /// Change a value of the configuration
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,

@@ -136,9 +136,13 @@ impl From<Problem> for CliError {
     fn from(problem: Problem) -> Self {
         let exit = match problem.code {
             Code::NotFound => Exit::NotFound,
-            Code::Invalid | Code::DatasetInvalid | Code::ModelCorrupt | Code::TooLarge | Code::ChecksumMismatch => {
-                Exit::Invalid
-            }
+            Code::Invalid
+            | Code::Unsupported
+            | Code::InsufficientMemory
+            | Code::DatasetInvalid
+            | Code::ModelCorrupt
+            | Code::TooLarge
+            | Code::ChecksumMismatch => Exit::Invalid,
             Code::Unavailable => Exit::Unreachable,
             Code::Unauthorized
             | Code::Forbidden

@@ -8,8 +8,12 @@ use crate::{
     follow, ui,
 };
 use serde_json::{Map, Value};
-use std::{io::Read, path::Path};
-use wire::{JobView, TrainingConfig, job::CreateJob};
+use std::{io::Read, path::Path, time::Duration};
+use wire::{
+    JobView, TrainingConfig,
+    estimate::{Basis, JobEstimate},
+    job::CreateJob,
+};
 
 pub async fn train(context: &Context, args: &TrainArgs) -> CliResult {
     let mut config = read(&args.config)?;
@@ -19,6 +23,11 @@ pub async fn train(context: &Context, args: &TrainArgs) -> CliResult {
     // The server checks it again, and against model and dataset; this needs no server.
     TrainingConfig::from_value(&config)?;
     let api = Api { client: context.client()? };
+    if args.estimate {
+        let told = api.estimate(&CreateJob { config, max_attempts: args.max_attempts }).await?;
+        context.ui.show(&told, |ui| ui.line(table(&told)));
+        return if told.fits { Ok(()) } else { Err(CliError::invalid("the job does not fit into memory")) };
+    }
     let job = api.create_job(&CreateJob { config, max_attempts: args.max_attempts }).await?;
     created(context, &api, job, args.follow).await
 }
@@ -41,6 +50,23 @@ pub async fn created(context: &Context, api: &Api, job: JobView, follow: bool) -
         ui.line(format!("\nwatch it   hone jobs show {id} --follow\nstop it    hone jobs cancel {id}"));
     });
     Ok(())
+}
+
+/// One line for each thing that is known.
+fn table(told: &JobEstimate) -> String {
+    let at_least = if told.basis == Basis::Shapes { "at least " } else { "" };
+    let limit = told.memory_limit_bytes.map(|n| format!(" of {}", ui::bytes(n))).unwrap_or_default();
+    let trained = told.trainable_parameters.zip(told.total_parameters);
+    let seconds = |s: f64| ui::duration(Duration::from_secs_f64(s.max(0.0)));
+    let lines = [
+        trained.map(|(some, all)| format!("parameters  {some} of {all} are trained")),
+        told.total_steps.zip(told.total_tokens).map(|(n, tokens)| format!("steps       {n}, {tokens} tokens")),
+        told.peak_memory_bytes.map(|n| format!("memory      {at_least}{}{limit}", ui::bytes(n))),
+        told.train_seconds.map(|s| format!("training    {}", seconds(s))),
+        told.total_seconds.map(|s| format!("everything  {}", seconds(s))),
+        told.note.clone(),
+    ];
+    lines.into_iter().flatten().collect::<Vec<_>>().join("\n")
 }
 
 /// A configuration file as a mapping; `-` is standard input.

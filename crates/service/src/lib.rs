@@ -3,6 +3,7 @@
 pub mod client;
 pub mod env;
 pub mod error;
+pub mod memory;
 pub mod server;
 pub mod telemetry;
 pub mod token;

@@ -21,6 +21,7 @@ use std::{
     io::BufReader,
 };
 use wire::{
+    memory::{ModelShape, TensorShape},
     model::ModelInfo,
     problem::{Code, FieldError, Problem},
 };
@@ -267,6 +268,11 @@ impl Model<'_> {
             vocab_size: config.vocab_size?,
             context_length: config.max_position_embeddings?,
             has_chat_template,
+            shape: Some(ModelShape::of(tensors.iter().map(|(name, t)| TensorShape {
+                name,
+                shape: &t.shape,
+                bits: safetensors::bits(&t.dtype).and_then(|b| u32::try_from(b).ok()).unwrap_or(u32::MAX),
+            }))),
         })
     }
 }

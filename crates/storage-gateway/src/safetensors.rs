@@ -47,7 +47,7 @@ impl Tensor {
 }
 
 /// Bits per element of the dtypes that safetensors knows.
-fn bits(dtype: &str) -> Option<u64> {
+pub fn bits(dtype: &str) -> Option<u64> {
     Some(match dtype {
         "F4" => 4,
         "F6_E2M3" | "F6_E3M2" => 6,

@@ -31,3 +31,36 @@ impl Estimate {
         self.available_memory_bytes.is_none_or(|available| self.peak_memory_bytes <= available)
     }
 }
+
+/// Reply of `POST /training/estimate`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct JobEstimate {
+    /// Whether the run fits into the memory there is, as far as that is known.
+    pub fits: bool,
+    pub basis: Basis,
+    /// Most memory of the trainer: with a margin from a rehearsal, the least it can be from shapes.
+    pub peak_memory_bytes: Option<u64>,
+    /// Memory that a trainer has.
+    pub memory_limit_bytes: Option<u64>,
+    pub trainable_parameters: Option<u64>,
+    pub total_parameters: Option<u64>,
+    pub total_steps: Option<u64>,
+    pub total_tokens: Option<u64>,
+    /// Optimizer steps only.
+    pub train_seconds: Option<f64>,
+    /// From start to end: loading, steps, evaluations, checkpoints.
+    pub total_seconds: Option<f64>,
+    /// Why there was no rehearsal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+}
+
+/// What a [`JobEstimate`] comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Basis {
+    /// A trainer ran a part of the job.
+    Rehearsal,
+    /// The shapes of the model's weights: memory only.
+    Shapes,
+}

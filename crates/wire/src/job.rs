@@ -330,4 +330,7 @@ pub struct TrainerCapabilities {
     /// Attempts that may run at once, and that run now.
     pub capacity: usize,
     pub running: usize,
+    /// Memory of the machine or control group; absent where the system does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
 }

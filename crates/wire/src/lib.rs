@@ -14,10 +14,12 @@ pub mod ids;
 pub mod job;
 pub mod job_env;
 pub mod layout;
+pub mod memory;
 pub mod model;
 pub mod package;
 pub mod problem;
 pub mod storage;
+pub mod support;
 
 pub use config::TrainingConfig;
 pub use event::{CallbackBatch, CallbackReply, Directive, Event, EventKind};

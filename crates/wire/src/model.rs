@@ -23,6 +23,9 @@ pub struct ModelInfo {
     pub vocab_size: u64,
     pub context_length: u64,
     pub has_chat_template: bool,
+    /// Absent for models that were imported before it was looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shape: Option<crate::memory::ModelShape>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]

@@ -27,6 +27,10 @@ pub enum Code {
     TooLarge,
     /// The attempt that sent this is no longer the current one.
     StaleAttempt,
+    /// Base model, method and data do not go together; `errors` says what would do.
+    Unsupported,
+    /// The run needs more memory than a trainer has; `errors` says what would make it smaller.
+    InsufficientMemory,
     /// The dataset failed validation; `errors` has located samples.
     DatasetInvalid,
     /// Model weights or configuration are corrupt, unsafe or unsupported.
@@ -55,7 +59,12 @@ impl Code {
             Self::StaleAttempt => 410,
             Self::PreconditionFailed => 412,
             Self::TooLarge => 413,
-            Self::Invalid | Self::DatasetInvalid | Self::ModelCorrupt | Self::ChecksumMismatch => 422,
+            Self::Invalid
+            | Self::Unsupported
+            | Self::InsufficientMemory
+            | Self::DatasetInvalid
+            | Self::ModelCorrupt
+            | Self::ChecksumMismatch => 422,
             Self::PreconditionRequired => 428,
             Self::Overloaded => 429,
             Self::Internal => 500,
@@ -78,6 +87,8 @@ impl Code {
             Self::StaleAttempt => "this attempt is over",
             Self::TooLarge => "too large",
             Self::Invalid => "invalid request",
+            Self::Unsupported => "unsupported combination",
+            Self::InsufficientMemory => "not enough memory",
             Self::DatasetInvalid => "invalid dataset",
             Self::ModelCorrupt => "unusable model files",
             Self::ChecksumMismatch => "checksum mismatch",

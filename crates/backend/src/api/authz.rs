@@ -30,6 +30,7 @@ pub const MATRIX: &[(&str, Access)] = &[
     ("delete_version", Access::User),
     ("deploy_version", Access::User),
     ("download_model", Access::User),
+    ("estimate_job", Access::User),
     ("fork_version", Access::User),
     ("get_dataset", Access::User),
     ("get_job", Access::User),

@@ -5,6 +5,7 @@ use crate::{
     auth::AuthUser,
     creation,
     error::{Error, Result},
+    estimation,
     state::AppState,
     store::{
         Job, metric,
@@ -16,6 +17,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use serde::Deserialize;
 use wire::{
     JobState, JobView, Page,
+    estimate::JobEstimate,
     ids::JobId,
     job::{ArtifactView, CheckpointView, CreateJob, MetricPoint},
     layout,
@@ -38,6 +40,14 @@ pub async fn create_job(
     let key = idempotency_key(&req, "create_job", &body.0)?;
     let view = creation::create(&state, user.user_id, body.into_inner(), key).await?;
     Ok(HttpResponse::Created().json(view))
+}
+
+/// What a job would need: memory, tokens, steps, and duration. A trainer sets it up and runs a part of it, which takes
+/// seconds; nothing is created. Without a trainer only the memory is told, from the shapes of the model.
+#[utoipa::path(tag = "jobs", responses((status = 200, body = JobEstimate)))]
+#[post("/training/estimate")]
+pub async fn estimate_job(state: State, user: AuthUser, body: web::Json<CreateJob>) -> Result<web::Json<JobEstimate>> {
+    Ok(web::Json(estimation::estimate(&state, user.user_id, body.into_inner()).await?))
 }
 
 #[derive(Debug, Clone, Deserialize, utoipa::IntoParams)]

@@ -37,6 +37,7 @@ pub fn configure(config: &mut web::ServiceConfig, state: &AppState) {
         .service(models::get_model)
         .service(models::download_model)
         .service(jobs::create_job)
+        .service(jobs::estimate_job)
         .service(jobs::list_jobs)
         .service(jobs::get_job)
         .service(jobs::list_metrics)

@@ -32,6 +32,7 @@ use wire::problem::{PROBLEM_JSON, Problem};
         super::models::get_model,
         super::models::download_model,
         super::jobs::create_job,
+        super::jobs::estimate_job,
         super::jobs::list_jobs,
         super::jobs::get_job,
         super::jobs::list_metrics,

@@ -226,8 +226,9 @@ pub async fn launch_version(
 ) -> Result<HttpResponse> {
     let request = body.0;
     let key = idempotency_key(&req, &format!("launch_version {id}"), &request)?;
-    let work = async move |conn: &mut Conn| packages::launch(conn, user.user_id, *id, request, key.as_ref()).await;
-    Ok(HttpResponse::Created().json(state.db.tenant(user.user_id, work).await?))
+    let (user, memory) = (user.user_id, state.launcher.memory().await);
+    let work = async move |conn: &mut Conn| packages::launch(conn, user, *id, request, key.as_ref(), memory).await;
+    Ok(HttpResponse::Created().json(state.db.tenant(user, work).await?))
 }
 
 /// Ask for a published version to be deployed. The wish is noted; no target is served yet, which 501 says.

@@ -35,6 +35,23 @@ use stream::hub::{self, Hub};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+/// What starts trainers in this tier.
+pub fn launcher(mode: &TrainingMode) -> anyhow::Result<Arc<dyn Launcher>> {
+    Ok(match mode {
+        TrainingMode::Subprocess { trainer, run_dir, inherited, memory } => {
+            Arc::new(Subprocess::new(SubprocessConfig {
+                trainer: trainer.clone(),
+                arguments: vec!["run".into()],
+                supervisor: supervisor::own_program(),
+                run_dir: run_dir.clone(),
+                inherited: inherited.clone(),
+                memory: *memory,
+            })?)
+        }
+        TrainingMode::Http { url } => Arc::new(Http::new(url).context("cannot use TRAINER_SERVICE_URL")?),
+    })
+}
+
 /// The running machinery.
 #[derive(Debug)]
 pub struct Jobs {
@@ -46,17 +63,7 @@ pub struct Jobs {
 impl Jobs {
     /// Starts the reconciler and the listener on the current runtime; they end with `stop`.
     pub fn start(state: &AppState, stop: &CancellationToken) -> anyhow::Result<Self> {
-        let policy = state.config.policy;
-        let launcher: Arc<dyn Launcher> = match &state.config.training {
-            TrainingMode::Subprocess { trainer, run_dir, inherited } => Arc::new(Subprocess::new(SubprocessConfig {
-                trainer: trainer.clone(),
-                arguments: vec!["run".into()],
-                supervisor: supervisor::own_program(),
-                run_dir: run_dir.clone(),
-                inherited: inherited.clone(),
-            })?),
-            TrainingMode::Http { url } => Arc::new(Http::new(url).context("cannot use TRAINER_SERVICE_URL")?),
-        };
+        let (policy, launcher) = (state.config.policy, Arc::clone(&state.launcher));
         let (hub, hints) = (Arc::new(Hub::new(policy.slow_client)), Arc::new(Hints::default()));
         let mut tasks = JoinSet::new();
         tasks.spawn(hub::listen(state.db.clone(), Arc::clone(&hub), Arc::clone(&hints), stop.clone()));

@@ -6,6 +6,7 @@ mod app;
 mod catalogue;
 mod database;
 mod datasets;
+mod fit;
 mod jobs;
 mod models;
 mod packages;

@@ -74,7 +74,8 @@ async fn a_model_is_ready_once_its_files_are_verified() {
     app.put_model(&created, &files).await;
     let done = app.complete_model(&created.model).await.expect(200);
     let info = json!({"architecture": "LlamaForCausalLM", "parameters": 2, "dtype": "F32", "vocab_size": 2,
-        "context_length": 64, "has_chat_template": false});
+        "context_length": 64, "has_chat_template": false,
+        "shape": {"hidden": 0, "layers": 0, "parameters": 2, "wide_parameters": 2, "projections": []}});
     assert_eq!((&done["status"], &done["info"]), (&json!("ready"), &info));
     assert_eq!(app.complete_model(&created.model).await.expect(200), done, "repeating it changes nothing");
 

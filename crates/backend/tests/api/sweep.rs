@@ -17,7 +17,8 @@ fn state(app: &TestApp) -> AppState {
         ("DATABASE_URL", app.database_url.as_str()),
         ("STORAGE_GATEWAY_URL", app.gateway_url()),
         ("TOKEN_SIGNING_KEY", crate::app::SIGNING_KEY),
-        ("RUN_DIR", "/nonexistent"),
+        ("TRAINING_MODE", "http"),
+        ("TRAINER_SERVICE_URL", "http://127.0.0.1:9"),
     ]
     .into_iter()
     .collect();
@@ -25,6 +26,7 @@ fn state(app: &TestApp) -> AppState {
     AppState {
         db: app.db.clone(),
         gateway: Gateway::new(&config.gateway_url, &config.token_key).unwrap(),
+        launcher: backend::jobs::launcher(&config.training).unwrap(),
         base_url: app.url.clone(),
         config: Arc::new(config),
     }

@@ -2,6 +2,7 @@
 
 use crate::world::{Settings, World, script_trainer};
 use actix_web::{App, HttpResponse, HttpServer, web};
+use backend::jobs::launcher::{Launcher, http::Http};
 use chrono::Utc;
 use serde_json::json;
 use std::{
@@ -11,10 +12,11 @@ use std::{
     path::PathBuf,
     process::{Child, Command},
     sync::Mutex,
+    time::{Duration, Instant},
 };
 use wire::{
     JobId, JobState,
-    job::{StartTraining, TrainerRun, TrainerRunState},
+    job::{StartTraining, TrainerCapabilities, TrainerRun, TrainerRunState},
     job_env,
 };
 
@@ -78,6 +80,17 @@ async fn stop(path: web::Path<(JobId, u32)>, service: web::Data<Service>) -> Htt
     }
 }
 
+async fn models() -> HttpResponse {
+    HttpResponse::Ok().json(TrainerCapabilities {
+        architectures: Vec::new(),
+        methods: Vec::new(),
+        version: "1".into(),
+        capacity: 1,
+        running: 0,
+        memory_bytes: Some(4096),
+    })
+}
+
 fn serve(dir: PathBuf, listener: TcpListener) {
     let service = web::Data::new(Service { dir, runs: Mutex::default() });
     let server = HttpServer::new(move || {
@@ -87,6 +100,7 @@ fn serve(dir: PathBuf, listener: TcpListener) {
             .route("/training/start", web::post().to(start))
             .route("/training/{job}/{attempt}", web::get().to(status))
             .route("/training/{job}/{attempt}/stop", web::post().to(stop))
+            .route("/models", web::get().to(models))
     });
     tokio::spawn(server.workers(1).disable_signals().listen(listener).unwrap().run());
 }
@@ -130,4 +144,19 @@ async fn a_job_on_an_unreachable_service_is_cancelled_once_nothing_can_run_there
     let address = url.trim_start_matches("http://");
     serve(dir.path().to_path_buf(), TcpListener::bind(address).unwrap());
     world.wait(job, JobState::Cancelled).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trainer_service_tells_its_memory_and_one_that_is_gone_holds_nobody_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let (listener, url) = reserve();
+    serve(dir.path().to_path_buf(), listener);
+    let launcher = Http::new(&url).unwrap();
+    assert_eq!(launcher.memory().await, Some(4096));
+    // Bound, but nobody answers.
+    let (_silent, url) = reserve();
+    let launcher = Http::new(&url).unwrap();
+    let began = Instant::now();
+    assert_eq!((launcher.memory().await, launcher.memory().await), (None, None));
+    assert!(began.elapsed() < Duration::from_millis(900), "asked once, and not for long: {:?}", began.elapsed());
 }

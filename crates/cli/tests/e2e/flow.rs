@@ -25,6 +25,12 @@ fn a_model_is_trained_downloaded_and_talked_to_and_survives_a_restart() {
     let settings = "model: tiny\ndataset: rows\nname: first\ntraining: {learning_rate: 1.0e-2, num_train_epochs: 2, eval_steps: 8}\n";
     fs::write(&config, settings).unwrap();
     let config = config.to_str().unwrap();
+    let told = hone.json(&["train", config, "--estimate", "--set", "training.max_steps=12"]);
+    assert_eq!((&told["basis"], &told["fits"], &told["total_steps"]), (&"rehearsal".into(), &true.into(), &12.into()));
+    for known in ["total_tokens", "peak_memory_bytes", "memory_limit_bytes", "train_seconds", "total_seconds"] {
+        assert!(told[known].as_f64().unwrap() > 0.0, "{known}: {told:#}");
+    }
+    assert!(hone.json(&["jobs", "ls"]).as_array().unwrap().is_empty(), "an estimate creates nothing");
     let out = hone.run(&["train", config, "--follow", "--set", "lora.r=4", "--set", "training.max_steps=12"]);
     let (text, progress) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
     assert!(out.status.success(), "{text}{progress}\n{}", hone.logs());

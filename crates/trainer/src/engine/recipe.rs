@@ -193,7 +193,7 @@ impl<'a> Run<'a> {
         };
         let mut sampler = Sampler::new(&train, &train_rows, sampler_options);
         let per_epoch = sampler.steps_per_epoch();
-        fit::check_batch(setup, model.as_ref(), fit::largest_part(&mut sampler, &train, config.method))?;
+        fit::check_batch(setup, model.as_ref(), fit::largest_part(setup, &mut sampler, &train))?;
         #[expect(clippy::as_conversions, reason = "a positive number of steps")]
         let total = u64::try_from(t.max_steps)
             .ok()

@@ -78,7 +78,8 @@ pub fn forward_backward_timed(
 }
 
 /// [`PART_TOKENS`] where `place` is the CPU; a GPU needs more to be busy.
-const fn part_tokens(place: Place) -> usize {
+#[must_use]
+pub const fn part_tokens(place: Place) -> usize {
     match place {
         Place::Cpu => PART_TOKENS,
         Place::Cuda(_) => 16 * PART_TOKENS,

@@ -88,6 +88,7 @@ async fn list_models(req: HttpRequest, children: web::Data<Children>) -> ApiResu
         version: env!("CARGO_PKG_VERSION").to_owned(),
         capacity: children.config.capacity,
         running: children.running(),
+        memory_bytes: service::memory::of_trainers(),
     }))
 }
 

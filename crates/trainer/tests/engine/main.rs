@@ -15,6 +15,7 @@ mod ref_bert;
 mod ref_dpo;
 mod ref_lora;
 mod ref_options;
+mod shapes;
 mod stopping;
 mod support;
 mod train;

@@ -1,6 +1,6 @@
 //! Trainers behind a long-running trainer service (`hone-trainer serve`), reached over HTTP.
 
-use super::{Handle, LaunchError, LaunchSpec, Launcher};
+use super::{Handle, LaunchError, LaunchSpec, Launcher, RehearsalError, rehearsal};
 use crate::jobs::{
     decide::Runtime,
     verdict::{Ending, Exit},
@@ -9,23 +9,72 @@ use futures::{FutureExt, future::BoxFuture};
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use service::{Client, ClientConfig, ClientError, client::RetryPolicy};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+use tokio::sync::Mutex;
 use wire::{
     JobId,
-    job::{StartTraining, TrainerRun, TrainerRunState},
+    estimate::Estimate,
+    job::{StartTraining, TrainerCapabilities, TrainerRun, TrainerRunState},
 };
+
+/// How long a trainer's answer about itself is good for; its absence, too.
+const REMEMBERED: Duration = Duration::from_secs(30);
 
 #[derive(Debug)]
 pub struct Http {
     client: Client,
+    /// For rehearsals, which take their time.
+    patient: Client,
+    /// For questions inside of a user's request.
+    quick: Client,
+    memory: Mutex<Option<(Instant, Option<u64>)>>,
 }
 
 impl Http {
     /// `url` is `TRAINER_SERVICE_URL`.
     pub fn new(url: &str) -> Result<Self, ClientError> {
         // The reconciler comes back every second, so a call is not repeated here.
-        let config = ClientConfig::new("trainer service", url).retry(RetryPolicy::NONE).timeout(Duration::from_secs(5));
-        Ok(Self { client: Client::new(config)? })
+        let config = |timeout| {
+            ClientConfig::new("trainer service", url).retry(RetryPolicy::NONE).timeout(timeout).read_timeout(timeout)
+        };
+        Ok(Self {
+            client: Client::new(config(Duration::from_secs(5)))?,
+            patient: Client::new(config(rehearsal::PATIENCE))?,
+            quick: Client::new(config(Duration::from_millis(500)))?,
+            memory: Mutex::default(),
+        })
+    }
+
+    async fn ask_memory(&self) -> Option<u64> {
+        let mut known = self.memory.lock().await;
+        if let Some((at, answer)) = *known
+            && at.elapsed() < REMEMBERED
+        {
+            return answer;
+        }
+        let answer = match self.quick.get::<TrainerCapabilities>("/models").await {
+            Ok(can) => can.memory_bytes,
+            Err(e) => {
+                tracing::warn!(error = %service::error::chain(&e), "cannot ask the trainer for its memory");
+                None
+            }
+        };
+        *known = Some((Instant::now(), answer));
+        answer
+    }
+
+    async fn estimate(&self, launch: &LaunchSpec) -> Result<Estimate, RehearsalError> {
+        let error = match self.patient.post("/estimate", &request(launch)).await {
+            Ok(estimate) => return Ok(estimate),
+            Err(e) => e,
+        };
+        Err(match &error {
+            ClientError::Problem { problem, .. } if problem.status == 422 => {
+                RehearsalError::Refused(problem.detail.trim_start_matches("the run cannot be estimated: ").to_owned())
+            }
+            e if e.status() == Some(409) => RehearsalError::Busy,
+            e => RehearsalError::Unavailable(service::error::chain(e)),
+        })
     }
 
     fn path(handle: &Handle) -> String {
@@ -33,21 +82,24 @@ impl Http {
     }
 
     async fn start(&self, launch: &LaunchSpec) -> Result<(), LaunchError> {
-        let body = StartTraining {
-            job_id: launch.spec.job_id,
-            attempt: launch.spec.attempt,
-            spec: launch.spec.clone(),
-            callback_url: launch.callback_url.clone(),
-            storage_gateway_url: launch.storage_gateway_url.clone(),
-            job_token: launch.token.expose_secret().to_owned(),
-        };
-        match self.client.post::<_, TrainerRun>("/training/start", &body).await {
+        match self.client.post::<_, TrainerRun>("/training/start", &request(launch)).await {
             Ok(_) => Ok(()),
             Err(e) if e.is_transient() || e.status() == Some(409) => {
                 Err(LaunchError::Transient(service::error::chain(&e)))
             }
             Err(e) => Err(LaunchError::Fatal(service::error::chain(&e))),
         }
+    }
+}
+
+fn request(launch: &LaunchSpec) -> StartTraining {
+    StartTraining {
+        job_id: launch.spec.job_id,
+        attempt: launch.spec.attempt,
+        spec: launch.spec.clone(),
+        callback_url: launch.callback_url.clone(),
+        storage_gateway_url: launch.storage_gateway_url.clone(),
+        job_token: launch.token.expose_secret().to_owned(),
     }
 }
 
@@ -97,6 +149,14 @@ impl Launcher for Http {
             }
         }
         .boxed()
+    }
+
+    fn memory(&self) -> BoxFuture<'_, Option<u64>> {
+        self.ask_memory().boxed()
+    }
+
+    fn rehearse<'a>(&'a self, spec: &'a LaunchSpec) -> BoxFuture<'a, Result<Estimate, RehearsalError>> {
+        self.estimate(spec).boxed()
     }
 
     fn refuse<'a>(&'a self, _handle: &'a Handle, reason: &'a str) -> BoxFuture<'a, Runtime> {

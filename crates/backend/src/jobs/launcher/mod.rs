@@ -1,6 +1,7 @@
 //! Where trainers run. The reconciler knows only this trait; what it cannot observe it does not assume.
 
 pub mod http;
+mod rehearsal;
 pub mod subprocess;
 
 use super::decide::Runtime;
@@ -8,7 +9,7 @@ use futures::future::BoxFuture;
 use secrecy::SecretString;
 use serde_json::Value;
 use std::{fmt, time::Duration};
-use wire::{JobId, JobSpec};
+use wire::{JobId, JobSpec, estimate::Estimate};
 
 /// Everything a trainer gets.
 #[derive(Debug, Clone)]
@@ -49,6 +50,20 @@ pub enum LaunchError {
     Transient(String),
 }
 
+/// Why there is no rehearsal.
+#[derive(Debug, thiserror::Error)]
+pub enum RehearsalError {
+    /// The run itself would fail like this.
+    #[error("{0}")]
+    Refused(String),
+    /// Another one is running.
+    #[error("another job is being rehearsed; try again in a moment")]
+    Busy,
+    /// No trainer answered in time.
+    #[error("{0}")]
+    Unavailable(String),
+}
+
 /// Runs trainers. Every call is idempotent: "already started" and "already gone" are success.
 pub trait Launcher: Send + Sync + fmt::Debug {
     /// Where an attempt will run; stored with the attempt before [`Self::launch`].
@@ -64,6 +79,12 @@ pub trait Launcher: Send + Sync + fmt::Debug {
 
     /// Records that an attempt cannot be started and why, for [`Self::observe`] to report.
     fn refuse<'a>(&'a self, handle: &'a Handle, reason: &'a str) -> BoxFuture<'a, Runtime>;
+
+    /// Bytes of memory that a trainer has here; `None` when that is not known. Quick, also when no trainer answers.
+    fn memory(&self) -> BoxFuture<'_, Option<u64>>;
+
+    /// Stages what an attempt would, rehearses it, and tells what it will need.
+    fn rehearse<'a>(&'a self, spec: &'a LaunchSpec) -> BoxFuture<'a, Result<Estimate, RehearsalError>>;
 
     /// Runtimes this launcher knows of, over or not.
     fn leftovers(&self) -> BoxFuture<'_, Vec<Leftover>> {

@@ -2,7 +2,7 @@
 //!
 //! Everything known of an attempt lies in its record directory `RUN_DIR/attempts/ft-{job}-a{attempt}`.
 
-use super::{Handle, LaunchError, LaunchSpec, Launcher, Leftover};
+use super::{Handle, LaunchError, LaunchSpec, Launcher, Leftover, RehearsalError, rehearsal};
 use crate::jobs::{
     decide::Runtime,
     supervisor::{
@@ -22,7 +22,7 @@ use std::{
     process::Stdio,
     time::Duration,
 };
-use wire::{JobId, job_env, layout};
+use wire::{JobId, estimate::Estimate, job_env, layout};
 
 /// How many record directories of ended attempts stay for a look.
 const KEEP: usize = 20;
@@ -55,6 +55,8 @@ pub struct SubprocessConfig {
     pub run_dir: PathBuf,
     /// What a trainer inherits from this process's environment.
     pub inherited: BTreeMap<String, String>,
+    /// Bytes a trainer may have; those of the machine when absent.
+    pub memory: Option<u64>,
 }
 
 /// Picks from `env` what a trainer may inherit.
@@ -68,6 +70,8 @@ pub fn inheritable(env: &Env) -> BTreeMap<String, String> {
 pub struct Subprocess {
     config: SubprocessConfig,
     host: String,
+    /// Held by the one rehearsal that runs.
+    rehearsing: tokio::sync::Mutex<()>,
 }
 
 impl Subprocess {
@@ -78,7 +82,7 @@ impl Subprocess {
         fs::create_dir_all(config.run_dir.join("scratch")).map_err(explain)?;
         // The supervisor runs in another directory.
         config.run_dir = config.run_dir.canonicalize()?;
-        Ok(Self { config, host: procfs::host_name() })
+        Ok(Self { config, host: procfs::host_name(), rehearsing: tokio::sync::Mutex::default() })
     }
 
     fn dir(&self, job: JobId, attempt: u32) -> PathBuf {
@@ -105,12 +109,22 @@ impl Subprocess {
     }
 
     fn prepare(&self, spec: &LaunchSpec) -> io::Result<PathBuf> {
-        use std::os::unix::fs::DirBuilderExt;
         let dir = self.dir(spec.spec.job_id, spec.spec.attempt);
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
-        record::replace(&dir, record::SPEC, &serde_json::to_vec_pretty(&spec.spec)?)?;
-        record::replace(&dir, record::TOKEN, spec.token.expose_secret().as_bytes())?;
+        write_contract(&dir, spec)?;
         Ok(dir)
+    }
+
+    async fn estimate(&self, spec: &LaunchSpec) -> Result<Estimate, RehearsalError> {
+        let Ok(_turn) = self.rehearsing.try_lock() else { return Err(RehearsalError::Busy) };
+        let dir = self.config.run_dir.join("rehearsal");
+        let failed = |e: io::Error| RehearsalError::Unavailable(format!("cannot write below RUN_DIR: {e}"));
+        write_contract(&dir, spec).map_err(failed)?;
+        let mut command = tokio::process::Command::new(&self.config.trainer);
+        command.args(["estimate", "--json"]).env_clear().envs(self.environment(spec, &dir)).current_dir(&dir);
+        let result = rehearsal::run(command).await;
+        // It holds a token; what cannot be removed is replaced by the next rehearsal.
+        let _ = fs::remove_dir_all(&dir);
+        result
     }
 
     /// The trainer's whole environment.
@@ -179,6 +193,14 @@ async fn claimed(dir: &Path) {
     }
 }
 
+/// Writes what a trainer gets as files, for this user only.
+fn write_contract(dir: &Path, spec: &LaunchSpec) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    record::replace(dir, record::SPEC, &serde_json::to_vec_pretty(&spec.spec)?)?;
+    record::replace(dir, record::TOKEN, spec.token.expose_secret().as_bytes())
+}
+
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
@@ -222,6 +244,15 @@ impl Launcher for Subprocess {
             record::observe(dir).map(|state| runtime(dir, state))
         })
         .boxed()
+    }
+
+    fn memory(&self) -> BoxFuture<'_, Option<u64>> {
+        let known = self.config.memory.or_else(service::memory::of_trainers);
+        std::future::ready(known).boxed()
+    }
+
+    fn rehearse<'a>(&'a self, spec: &'a LaunchSpec) -> BoxFuture<'a, Result<Estimate, RehearsalError>> {
+        self.estimate(spec).boxed()
     }
 
     fn leftovers(&self) -> BoxFuture<'_, Vec<Leftover>> {

@@ -31,7 +31,10 @@ use super::{Place, TrainError, dropout::Dropout, params::Params};
 use candle_core::{Result, Tensor};
 use kernels::{AttentionShape, Segments};
 use std::{fmt::Debug, path::Path};
-use wire::config::BaseDtype;
+use wire::{
+    config::BaseDtype,
+    support::{self, Family},
+};
 
 /// What differs from one forward pass to another.
 #[derive(Debug, Clone)]
@@ -208,7 +211,7 @@ pub struct BuildOptions {
 
 type Builder = fn(&serde_json::Value, &Path, BuildOptions) -> std::result::Result<Box<dyn CausalLm>, TrainError>;
 
-/// Architectures by the name `config.json` has for them.
+/// Architectures by the name `config.json` has for them; the same as in [`support::ARCHITECTURES`].
 const REGISTRY: &[(&str, Builder)] = &[
     ("BertForMaskedLM", bert::build),
     ("BertForSequenceClassification", bert::build),
@@ -242,10 +245,8 @@ pub fn load(dir: &Path, options: BuildOptions) -> std::result::Result<Box<dyn Ca
         };
         return Err(TrainError::model(format!("{what}; supported: {}", known.join(", "))));
     };
-    if options.classes.is_some() && !name.starts_with("Bert") {
-        return Err(TrainError::config(format!(
-            "method: `classification` needs an encoder (BertForMaskedLM, BertForSequenceClassification), not `{name}`"
-        )));
+    if options.classes.is_some() && support::family(name) != Some(Family::Encoder) {
+        return Err(TrainError::config(format!("method: `classification` needs an encoder, not `{name}`")));
     }
     build(&value, dir, options)
 }

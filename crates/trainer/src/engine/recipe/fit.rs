@@ -6,8 +6,7 @@ use crate::engine::{
     data::{Corpus, Sampler},
     memory,
     model::CausalLm,
-    optim,
-    step::PART_TOKENS,
+    optim, step,
     weights::WeightFiles,
 };
 use wire::{
@@ -69,23 +68,26 @@ pub(super) fn check_weights(setup: &Setup) -> Result<(), TrainError> {
 const NOTHING: Need = Need { loaded: 0, gradients_and_moments: 0, activations: 0, tokens: 0 };
 
 /// Most tokens of the first epoch's micro-batches that are in memory at once.
-pub(super) fn largest_part(sampler: &mut Sampler, corpus: &Corpus, method: Method) -> usize {
+pub(super) fn largest_part(setup: &Setup, sampler: &mut Sampler, corpus: &Corpus) -> usize {
     let steps = 0..sampler.steps_per_epoch();
-    steps.flat_map(|step| sampler.step(step)).map(|rows| at_once(corpus, &rows, method)).max().unwrap_or(0)
+    steps.flat_map(|step| sampler.step(step)).map(|rows| at_once(setup, corpus, &rows)).max().unwrap_or(0)
 }
 
 /// Tokens of the micro-batch `rows` that are in memory at once: those of its largest part, or of all pairs.
-pub(super) fn at_once(corpus: &Corpus, rows: &[usize], method: Method) -> usize {
+pub(super) fn at_once(setup: &Setup, corpus: &Corpus, rows: &[usize]) -> usize {
     let lengths = rows.iter().map(|row| usize::try_from(corpus.tokens_in(&[*row])).unwrap_or(usize::MAX));
-    if method == Method::Dpo { lengths.fold(0, usize::saturating_add) } else { part(lengths) }
+    match setup.config.method {
+        Method::Dpo => lengths.fold(0, usize::saturating_add),
+        _ => part(lengths, step::part_tokens(setup.place)),
+    }
 }
 
-/// Tokens of the largest part that `step` makes of sequences of these lengths.
-fn part(lengths: impl Iterator<Item = usize>) -> usize {
+/// Tokens of the largest part that `step` makes of sequences of these lengths, in parts of at most `limit`.
+fn part(lengths: impl Iterator<Item = usize>, limit: usize) -> usize {
     let (mut largest, mut open) = (0, 0_usize);
     for length in lengths {
         let joined = open.saturating_add(length);
-        open = if joined <= PART_TOKENS { joined } else { length };
+        open = if joined <= limit { joined } else { length };
         largest = largest.max(open);
     }
     largest
@@ -129,7 +131,7 @@ mod tests {
 
     #[test]
     fn a_batch_is_as_large_as_its_largest_part() {
-        let of = |lengths: &[usize]| part(lengths.iter().copied());
+        let of = |lengths: &[usize]| part(lengths.iter().copied(), 1024);
         assert_eq!((of(&[]), of(&[5, 6]), of(&[600, 600, 400])), (0, 11, 1000));
         assert_eq!((of(&[500; 64]), of(&[100, 3000, 100]), of(&[1024, 1])), (1000, 3000, 1024));
     }

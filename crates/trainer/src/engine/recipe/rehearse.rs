@@ -167,7 +167,7 @@ impl Run<'_> {
         for step in 0..steps {
             for (micro, rows) in self.sampler.step(step).iter().enumerate() {
                 let tokens = usize::try_from(self.train.tokens_in(rows)).unwrap_or(usize::MAX);
-                let at_once = fit::at_once(&self.train, rows, self.setup.config.method);
+                let at_once = fit::at_once(self.setup, &self.train, rows);
                 if (at_once, tokens) > most {
                     (most, plan.largest) = ((at_once, tokens), (step, micro));
                 }
