@@ -72,6 +72,14 @@ LONGROPE = {
     "long_factor": [1.5, 2.5, 4.0],
     "partial_rotary_factor": 0.75,
 }
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 50.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "beta_fast": 2.0,
+    "beta_slow": 0.5,
+}
 GEMMA = {"head_dim": 12, "query_pre_attn_scalar": 20, "sliding_window": WINDOW, "tie_word_embeddings": True}
 LOCAL_AND_GLOBAL = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
@@ -102,6 +110,7 @@ MODELS = {
         {"tie_word_embeddings": True, "rope_parameters": LONGROPE, "original_max_position_embeddings": 16},
         "1GB",
     ),
+    "qwen2-yarn": ("Qwen2", {"tie_word_embeddings": True, "head_dim": 16, "rope_parameters": YARN}, "1GB"),
 }
 
 

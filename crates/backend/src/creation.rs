@@ -1,6 +1,7 @@
 //! Creating a job: everything that can be refused is refused here, before anything is stored.
 
 use crate::{
+    continuation,
     db::Conn,
     error::{Error, Result},
     jobs::control,
@@ -16,7 +17,7 @@ use wire::{
     config::Method,
     dataset::{DatasetFile, DatasetFormat, DatasetStatus, Split},
     ids::UserId,
-    job::{CreateJob, DatasetSpec, ModelSpec},
+    job::{AdapterSpec, CreateJob, DatasetSpec, ModelSpec},
     memory::{Need, Rows},
     problem::{Code, FieldError, Problem},
     storage::FileRef,
@@ -69,17 +70,18 @@ impl Wanted {
     /// where that is known.
     pub async fn insert(self, conn: &mut Conn, user: UserId, memory: Option<u64>) -> Result<JobView> {
         let Self { config, max_attempts, origin } = self;
-        let Inputs { model, dataset } = find(conn, &config).await?;
-        match (need(&model, &dataset, &config), memory) {
+        let inputs = find(conn, &config).await?;
+        match (need(&inputs.model, &inputs.dataset, &config), memory) {
             (Some(need), Some(limit)) => need.check(&config, limit)?,
             (need, _) => {
                 let (shapes, limit) = (need.is_some(), memory.is_some());
                 tracing::warn!(shapes, limit, "the memory of a new job is not checked: shapes or limit are not known");
             }
         }
-        let (model, dataset) = (model_spec(model), dataset_spec(&dataset)?);
+        let (model, dataset) = (model_spec(inputs.model), dataset_spec(&inputs.dataset)?);
         let name = config.name.clone().unwrap_or_else(|| format!("{}-{}", model.name, dataset.name));
-        let new = NewJob { name, config, spec: SpecSnapshot { model, dataset }, max_attempts, origin };
+        let spec = SpecSnapshot { model, dataset, adapter: inputs.adapter };
+        let new = NewJob { name, config, spec, max_attempts, origin };
         let id = new.insert(conn, user).await?;
         control::submit(conn, id).await?;
         Job::find(conn, id).await?.try_into()
@@ -91,6 +93,8 @@ impl Wanted {
 pub struct Inputs {
     pub model: Model,
     pub dataset: Dataset,
+    /// What `lora.init_from` names.
+    pub adapter: Option<AdapterSpec>,
 }
 
 /// Finds model and dataset, and refuses those that cannot be trained as `config` says.
@@ -99,11 +103,11 @@ pub async fn find(conn: &mut Conn, config: &TrainingConfig) -> Result<Inputs> {
     let model = Model::find(conn, model_name, revision).await?;
     let dataset = Dataset::find(conn, &config.dataset).await?;
     check_fit(config.method, dataset_spec(&dataset)?.format)?;
-    check_adapter(config)?;
     if let Some(info) = &model.info {
         wire::support::check(&info.0.architecture, config.method)?;
     }
-    Ok(Inputs { model, dataset })
+    let adapter = continuation::find(conn, config, &model).await?;
+    Ok(Inputs { model, dataset, adapter })
 }
 
 /// Memory that the run needs at least; `None` for a model whose shapes are not known.
@@ -151,16 +155,6 @@ pub fn dataset_spec(dataset: &Dataset) -> Result<DatasetSpec> {
         }),
         _ => Err(not_ready()),
     }
-}
-
-/// A job has no way yet to read another one's adapter.
-pub(crate) fn check_adapter(config: &TrainingConfig) -> Result<(), Problem> {
-    if config.lora.init_from.is_none() {
-        return Ok(());
-    }
-    let message = "continuing from an adapter works on local files only: `hone-trainer run --config …`";
-    let problem = Problem::new(Code::Invalid, format!("training configuration: lora.init_from: {message}"));
-    Err(problem.with_errors(vec![FieldError::new("lora.init_from", message)]))
 }
 
 /// Whether rows of this format carry what the method learns from.

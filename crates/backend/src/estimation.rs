@@ -94,7 +94,9 @@ fn from_shapes(
 fn launch_spec(state: &AppState, user: UserId, inputs: &Inputs, config: TrainingConfig) -> Result<LaunchSpec> {
     let (model, dataset) = (creation::model_spec(inputs.model.clone()), creation::dataset_spec(&inputs.dataset)?);
     let (job, attempt) = (JobId::random(), 1);
-    let read = vec![model.prefix.clone(), layout::dataset_prefix(user, dataset.id)];
+    let adapter = inputs.adapter.clone();
+    let mut read = vec![model.prefix.clone(), layout::dataset_prefix(user, dataset.id)];
+    read.extend(adapter.as_ref().map(|a| a.prefix.clone()));
     let grant = JobGrant { user, job, attempt, epoch: 0, read, write: Vec::new() };
     Ok(LaunchSpec {
         callback_url: format!("{}/training/jobs/{job}/callback", state.base_url),
@@ -108,6 +110,7 @@ fn launch_spec(state: &AppState, user: UserId, inputs: &Inputs, config: Training
             config,
             model,
             dataset,
+            adapter,
             output_prefix: layout::attempt_prefix(user, job, attempt),
             resume_from: None,
             heartbeat_seconds: 30,

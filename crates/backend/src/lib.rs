@@ -4,6 +4,7 @@ pub mod api;
 pub mod auth;
 pub mod catalog;
 pub mod config;
+pub mod continuation;
 pub mod creation;
 pub mod datasets;
 pub mod db;

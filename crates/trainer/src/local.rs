@@ -2,6 +2,7 @@
 
 use crate::{
     engine::{self, Control, DeviceChoice, Observer, Outcome, Setup, checkpoint, lora::ADAPTER_CONFIG},
+    gateway::hash_file,
     run::observer::describe,
 };
 use anyhow::{Context, bail};
@@ -23,6 +24,8 @@ use wire::{
     dataset::DatasetFormat,
     event::{Phase, StopReason, metric},
     job_env::exit,
+    layout,
+    storage::{FileRef, Manifest},
 };
 
 /// Value of [`LocalRun::resume`] that means the newest checkpoint of an earlier run with the same `out`.
@@ -64,7 +67,7 @@ pub async fn run(options: LocalRun) -> anyhow::Result<ExitCode> {
     bar.finish_and_clear();
     match outcome.context("the training engine crashed")? {
         Ok(Outcome::Finished { summary, artifacts }) => {
-            publish(&artifacts, &options.out)?;
+            publish(&artifacts, &options.out).await?;
             let losses = |name: &str, value: Option<f64>| value.map(|v| format!(", {name} {v:.4}")).unwrap_or_default();
             say(&format!(
                 "{} steps in {:.1} s{}{}; artifacts in {}",
@@ -151,13 +154,23 @@ fn format(data: &Path) -> anyhow::Result<DatasetFormat> {
     Ok(dataset::detect(&sample))
 }
 
-/// Moves the artifacts to where the user wants them; a file of the same name is replaced.
-fn publish(artifacts: &Path, out: &Path) -> anyhow::Result<()> {
+/// Moves the artifacts to where the user wants them; a file of the same name is replaced. The manifest comes last, as
+/// in storage: with it the set is complete.
+async fn publish(artifacts: &Path, out: &Path) -> anyhow::Result<()> {
+    let manifest = out.join(layout::MANIFEST);
+    if manifest.exists() {
+        fs::remove_file(&manifest).with_context(|| format!("cannot replace {}", manifest.display()))?;
+    }
+    let mut files = Vec::new();
     for entry in fs::read_dir(artifacts)? {
         let entry = entry?;
         let target = out.join(entry.file_name());
         fs::rename(entry.path(), &target).with_context(|| format!("cannot write {}", target.display()))?;
+        let (size, sha256) = hash_file(target).await?;
+        files.push(FileRef { key: entry.file_name().to_string_lossy().into_owned(), size, sha256 });
     }
+    files.sort_by(|a, b| a.key.cmp(&b.key));
+    engine::files::write(&manifest, &serde_json::to_vec_pretty(&Manifest { files, step: None })?)?;
     Ok(())
 }
 

@@ -2,12 +2,14 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use std::{
     fs,
     io::Write,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
 };
+use wire::storage::Manifest;
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/ref_lora").join(name)
@@ -46,6 +48,23 @@ fn local_files_become_an_adapter_that_generates() {
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(said.contains("3 steps in ") && said.contains("artifacts in "), "{said}");
     assert!(out.join("adapter_model.safetensors").is_file() && out.join("adapter_config.json").is_file());
+
+    let manifest: Manifest = serde_json::from_slice(&fs::read(out.join("manifest.json")).unwrap()).unwrap();
+    let names: Vec<&str> = manifest.files.iter().map(|f| f.key.as_str()).collect();
+    let mut present: Vec<String> =
+        fs::read_dir(&out).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    present.retain(|name| name != "manifest.json" && name != "work");
+    present.sort();
+    assert_eq!(names, present);
+    for file in &manifest.files {
+        let bytes = fs::read(out.join(&file.key)).unwrap();
+        assert_eq!(
+            (file.size, &file.sha256),
+            (u64::try_from(bytes.len()).unwrap(), &hex::encode(Sha256::digest(&bytes))),
+            "{}",
+            file.key
+        );
+    }
 
     let compared = succeed(generate(&["--adapter", text(&out), "--prompt", "hello", "--compare", "--json"]));
     let both: Value = serde_json::from_slice(&compared.stdout).unwrap();

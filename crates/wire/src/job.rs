@@ -250,6 +250,16 @@ pub struct DatasetSpec {
     pub validation: Option<FileRef>,
 }
 
+/// The adapter that `lora.init_from` names: what an earlier job made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdapterSpec {
+    pub job_id: JobId,
+    /// Where that job's artifacts are; file keys are below it.
+    pub prefix: String,
+    /// The adapter's weights and configuration.
+    pub files: Vec<FileRef>,
+}
+
 /// Everything a trainer needs to know, in `JOB_SPEC`. It holds no credentials.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct JobSpec {
@@ -259,6 +269,8 @@ pub struct JobSpec {
     pub config: TrainingConfig,
     pub model: ModelSpec,
     pub dataset: DatasetSpec,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<AdapterSpec>,
     /// `jobs/{user}/{job}/attempt-{n}/`: everything this attempt writes is below it.
     pub output_prefix: String,
     /// Prefix of a durable checkpoint (its `manifest.json` exists) to continue from.

@@ -296,7 +296,7 @@ mod tests {
         let problem = need.check(&config, 64_000_000_000).unwrap_err();
         assert_eq!((problem.code, problem.status), (Code::InsufficientMemory, 422));
         assert!(
-            problem.detail.starts_with("training needs at least 134.4 GB of memory (weights 32.1 GB"),
+            problem.detail.starts_with("training needs at least 134.7 GB of memory (weights 32.1 GB"),
             "{problem:?}"
         );
         assert!(

@@ -128,9 +128,7 @@ impl Report {
             path => FieldError { path: format!("config.{path}"), ..e },
         };
         let problem = match parse(config) {
-            Ok(config) => creation::check_adapter(&config)
-                .and_then(|()| format.map_or(Ok(()), |format| creation::check_fit(config.method, format)))
-                .err(),
+            Ok(config) => format.and_then(|format| creation::check_fit(config.method, format).err()),
             Err(problem) => Some(problem),
         };
         self.0.errors.extend(problem.into_iter().flat_map(|p| p.errors).map(below));

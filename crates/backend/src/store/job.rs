@@ -15,7 +15,7 @@ use wire::{
     JobState, JobView, TrainingConfig,
     event::{EventKind, StreamBody},
     ids::{DatasetId, JobId, UserId, VersionId},
-    job::{CheckpointView, DatasetSpec, Failure, ModelSpec, Progress},
+    job::{AdapterSpec, CheckpointView, DatasetSpec, Failure, ModelSpec, Progress},
     problem::Code,
     storage::FileRef,
 };
@@ -25,6 +25,9 @@ use wire::{
 pub struct SpecSnapshot {
     pub model: ModelSpec,
     pub dataset: DatasetSpec,
+    /// That of `lora.init_from`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<AdapterSpec>,
 }
 
 #[derive(Debug, Clone, Queryable, Selectable)]

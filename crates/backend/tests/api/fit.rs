@@ -1,14 +1,17 @@
 //! What cannot be trained is refused when the job is created, and what it would need can be asked before.
 
 use crate::{
-    app::{TestApp, chat_rows, form},
+    app::{TestApp, chat_rows, form, send},
     models::tiny,
 };
 use backend::{db::Conn, schema::models};
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 use insta::assert_snapshot;
+use reqwest::Method;
 use serde_json::{Value, json};
+
+const OTHER_KEY: &str = "hone_sk_0000000000000000000000000000000000000000000000000000000000000002";
 
 fn body(changes: Value) -> Value {
     let mut config = json!({"model": "tiny", "dataset": "words", "training": {"max_steps": 3}});
@@ -103,4 +106,19 @@ async fn a_model_without_shapes_is_left_to_the_trainer() {
     app.db.system(forget).await.unwrap();
     app.post("/training/jobs", &body(json!({"method": "full"}))).await.expect(201);
     assert!(app.log().contains("the memory of a new job is not checked"), "{}", app.log());
+}
+
+#[tokio::test]
+async fn an_adapter_of_a_foreign_or_unfinished_job_is_refused() {
+    let (app, _first) = app("1000000").await;
+    let job = app.post("/training/jobs", &body(json!({}))).await.expect(201)["id"].as_str().unwrap().to_owned();
+    let next = body(json!({"lora": {"init_from": job}}));
+    let reply = app.post("/training/jobs", &next).await.problem().replace(&job, "JOB");
+    assert!(reply.starts_with("409 CONFLICT: training configuration: lora.init_from: the job JOB is "), "{reply}");
+    assert!(reply.contains("; continue from one that has succeeded\n- lora.init_from: the job JOB is "), "{reply}");
+    app.add_user("other", OTHER_KEY).await;
+    let as_other = |path: &str| app.anonymous(Method::POST, path).bearer_auth(OTHER_KEY);
+    send(as_other("/datasets/upload").multipart(form("words", chat_rows(5)))).await.expect(201);
+    let reply = send(as_other("/training/jobs").json(&next)).await.problem().replace(&job, "JOB");
+    assert_snapshot!(reply, @"404 NOT_FOUND: no job JOB; `GET /training/jobs` lists yours");
 }

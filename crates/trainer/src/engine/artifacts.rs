@@ -2,7 +2,7 @@
 
 use super::{
     Setup, TrainError,
-    classify::Classes,
+    classify::{CLASSES_FILE, Classes},
     files::{self, Tensors},
     lora::{ADAPTER_CONFIG, ADAPTER_FILE, PEFT_PREFIX},
     params::Params,
@@ -96,6 +96,9 @@ pub fn write_adapter(
     files::publish_dir(target, |dir| {
         files::write_tensors(&dir.join(ADAPTER_FILE), tensors)?;
         files::write(&dir.join(ADAPTER_CONFIG), config)?;
+        if let Some(classes) = card.classes {
+            files::write_json(&dir.join(CLASSES_FILE), &classes.labels().into())?;
+        }
         files::write(&dir.join("README.md"), model_card(setup, card).as_bytes())?;
         copy_present(&setup.model_dir, dir, TOKENIZER_FILES)
     })
@@ -129,12 +132,13 @@ pub fn write_model(target: &Path, setup: &Setup, params: &Params, card: &Card<'_
 }
 
 /// Puts the classes into the `config.json` in `dir`.
-fn write_config(classes: &Classes, dir: &Path) -> Result<(), TrainError> {
+///
+/// # Errors
+/// A failed read or write, or a file that is no JSON.
+pub fn write_config(classes: &Classes, dir: &Path) -> Result<(), TrainError> {
     let path = dir.join("config.json");
-    let text = std::fs::read(&path).map_err(|e| TrainError::io("read", &path, e))?;
-    let failed = |e| TrainError::internal("cannot write the classifier's configuration").caused_by(e);
-    let base: serde_json::Value = serde_json::from_slice(&text).map_err(failed)?;
-    files::write(&path, &serde_json::to_vec_pretty(&classes.describe(&base)).map_err(failed)?)
+    let base = files::read_json(&path)?;
+    files::write_json(&path, &classes.describe(&base))
 }
 
 /// `torch_dtype` (newer: `dtype`) of `config.json`; f32 without one.

@@ -6,13 +6,16 @@
 use super::{Setup, TrainError, data::Batch, model::CausalLm, step};
 use candle_core::{D, Tensor};
 use dataset::{Label, ReadError, Row, Rows};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
     path::Path,
 };
 use wire::{config::Method, dataset::DatasetFormat, event::metric};
+
+/// Beside an adapter with a classifier: the names of its classes, which PEFT has no place for.
+pub const CLASSES_FILE: &str = "classes.json";
 
 /// The classes of a task, by number.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -97,15 +100,35 @@ impl Classes {
         }
     }
 
+    /// The classes of an adapter with a classifier for `count` of them: as they were written beside it, else as the
+    /// base model has them.
+    #[must_use]
+    pub fn of_adapter(adapter: &Path, model: &Path, count: usize) -> Self {
+        let beside = std::fs::read(adapter.join(CLASSES_FILE)).ok();
+        let beside = beside.and_then(|text| class_names(serde_json::from_slice::<Value>(&text).ok()?.get("id2label")?));
+        let known = [beside, known_to(model)].into_iter().flatten().find(|names| names.len() == count);
+        Self { names: known.unwrap_or_else(|| (0..count).map(generic).collect()), numbers: false }
+    }
+
+    /// `id2label` and `label2id`, as Transformers has them in `config.json`.
+    #[must_use]
+    pub fn labels(&self) -> Map<String, Value> {
+        let numbered = || self.names.iter().enumerate();
+        let by_number = numbered().map(|(i, n)| (i.to_string(), json!(n))).collect();
+        let by_name = numbered().map(|(i, n)| (n.clone(), json!(i))).collect();
+        Map::from_iter([("id2label".to_owned(), by_number), ("label2id".to_owned(), by_name)])
+    }
+
     /// `config.json` of a trained classifier, from that of the base model.
     #[must_use]
     pub fn describe(&self, base: &Value) -> Value {
         let mut config = base.clone();
+        let architecture = base.pointer("/architectures/0").and_then(Value::as_str).unwrap_or("Bert");
+        let kind = architecture.split("For").next().unwrap_or(architecture);
+        let classifier = format!("{kind}ForSequenceClassification");
         if let Some(map) = config.as_object_mut() {
-            let numbered = || self.names.iter().enumerate();
-            map.insert("architectures".into(), json!(["BertForSequenceClassification"]));
-            map.insert("id2label".into(), numbered().map(|(i, n)| (i.to_string(), json!(n))).collect());
-            map.insert("label2id".into(), numbered().map(|(i, n)| (n.clone(), json!(i))).collect());
+            map.extend(self.labels());
+            map.insert("architectures".into(), json!([classifier]));
             map.insert("problem_type".into(), json!("single_label_classification"));
         }
         config
@@ -143,9 +166,13 @@ fn known_to(model_dir: &Path) -> Option<Vec<String>> {
         return None;
     }
     // Transformers leaves out what is its default, two classes.
-    let Some(names) = config.get("id2label").and_then(Value::as_object) else {
-        return Some((0..2).map(generic).collect());
-    };
+    let Some(names) = config.get("id2label") else { return Some((0..2).map(generic).collect()) };
+    class_names(names)
+}
+
+/// Names by number, from `{"0": name, …}`.
+fn class_names(id2label: &Value) -> Option<Vec<String>> {
+    let names = id2label.as_object()?;
     (0..names.len()).map(|i| names.get(&i.to_string())?.as_str().map(str::to_owned)).collect()
 }
 

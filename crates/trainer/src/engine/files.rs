@@ -3,6 +3,7 @@
 use super::TrainError;
 use candle_core::Tensor;
 use safetensors::{Dtype, View};
+use serde_json::Value;
 use std::{
     borrow::Cow,
     collections::{BTreeMap, HashMap},
@@ -82,6 +83,26 @@ fn sync_dir(dir: &Path) -> Result<(), TrainError> {
 pub fn write(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
     let mut file = File::create(path).map_err(|e| TrainError::io("create", path, e))?;
     file.write_all(bytes).and_then(|()| file.sync_all()).map_err(|e| TrainError::io("write", path, e))
+}
+
+/// Writes and syncs a JSON file.
+///
+/// # Errors
+/// `DiskFull`, or another failed write.
+pub fn write_json(path: &Path, value: &Value) -> Result<(), TrainError> {
+    let bytes = serde_json::to_vec_pretty(value).map_err(|e| TrainError::internal("cannot write JSON").caused_by(e))?;
+    write(path, &bytes)
+}
+
+/// Reads a JSON file of a model.
+///
+/// # Errors
+/// `ModelCorrupt` for what is no JSON; a failed read.
+pub fn read_json(path: &Path) -> Result<Value, TrainError> {
+    let text = fs::read(path).map_err(|e| TrainError::io("read", path, e))?;
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    serde_json::from_slice(&text)
+        .map_err(|e| TrainError::model(format!("`{name}` is not valid JSON: {e}")).caused_by(e))
 }
 
 /// Writes and syncs a safetensors file with the metadata PyTorch tools expect. The same tensors give the

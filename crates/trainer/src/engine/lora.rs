@@ -168,6 +168,8 @@ struct SavedConfig {
     bias: Option<String>,
     #[serde(default)]
     fan_in_fan_out: bool,
+    #[serde(default)]
+    task_type: Option<String>,
 }
 
 /// One module's adapter as stored. `a (r, in)`, `b (out, r)`, `magnitude (out)`.
@@ -186,6 +188,8 @@ pub struct Saved {
     pub config: LoraConfig,
     alphas: Patterns<f64>,
     files: WeightFiles,
+    /// Whether it was trained to classify sequences, with a classifier of its own.
+    classifies: bool,
 }
 
 impl Saved {
@@ -211,7 +215,24 @@ impl Saved {
             ..LoraConfig::default()
         };
         let alphas = Patterns::new("alpha_pattern of the adapter", &config.alpha_pattern)?;
-        Ok(Self { config, alphas, files: WeightFiles::open_file(&dir.join(ADAPTER_FILE))? })
+        let classifies = saved.task_type.as_deref() == Some("SEQ_CLS");
+        Ok(Self { config, alphas, files: WeightFiles::open_file(&dir.join(ADAPTER_FILE))?, classifies })
+    }
+
+    /// What is stored whole beside the adapter (PEFT's `modules_to_save`), under its names in the model: the
+    /// classifier.
+    ///
+    /// # Errors
+    /// `ModelCorrupt` for an unreadable tensor.
+    pub fn heads(&self) -> Result<Params, TrainError> {
+        let mut heads = Params::default();
+        let whole = self.files.names().filter(|name| self.classifies && !name.contains(".lora_"));
+        for name in whole {
+            let (values, shape) = self.files.load(name)?;
+            let var = Var::from_vec(values, shape, &Device::Cpu)?;
+            heads.insert(name.strip_prefix(PEFT_PREFIX).unwrap_or(name), var);
+        }
+        Ok(heads)
     }
 
     /// Checks that every stored tensor belongs to one of the projections `(path, (out, in))` and fits it. Returns

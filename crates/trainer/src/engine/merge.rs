@@ -1,18 +1,21 @@
 //! Merging an adapter into its base model: `W + scale · B·A`, with DoRA brought to the adapter's row lengths.
 //!
 //! The result is a model directory like the base: the same tensors in the same shards, tokenizer and configuration
-//! beside them. One shard is in memory at a time.
+//! beside them. One shard is in memory at a time. An adapter with a classifier makes a classifier of the base model:
+//! its head takes the place of the one that is there, of a masked language model's, too.
 
 use super::{
-    TrainError, artifacts, files,
+    TrainError, artifacts,
+    classify::Classes,
+    files,
     lora::{Module, Saved},
     params::Params,
     weights::{INDEX, WeightFiles},
 };
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor, Var};
 use half::{bf16, f16};
 use safetensors::{Dtype, View};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::{borrow::Cow, collections::BTreeMap, path::Path};
 
 /// Element type of the merged weights; the others stay as they are.
@@ -55,7 +58,8 @@ impl View for Stored {
 /// `ModelCorrupt` for unusable files or an adapter of another model; a failed write. `target` then does not appear.
 pub fn merge(model: &Path, adapter: &Path, target: &Path, dtype: MergedDtype) -> Result<usize, TrainError> {
     let base = WeightFiles::open_dir(model)?;
-    let adapter = Saved::open(adapter)?;
+    let (adapter, adapter_dir) = (Saved::open(adapter)?, adapter);
+    let heads = adapter.heads()?;
     let linear = |name: &'_ str| -> Option<(String, (usize, usize))> {
         match base.shape(name)? {
             &[out, inner] => Some((name.strip_suffix(".weight")?.to_owned(), (out, inner))),
@@ -63,11 +67,14 @@ pub fn merge(model: &Path, adapter: &Path, target: &Path, dtype: MergedDtype) ->
         }
     };
     let linears: Vec<_> = base.names().filter_map(linear).collect();
-    let adapted = adapter.check(linears.iter().map(|(path, shape)| (path.as_str(), *shape)), &Params::default())?;
+    let adapted = adapter.check(linears.iter().map(|(path, shape)| (path.as_str(), *shape)), &heads)?;
     files::publish_dir(target, |dir| {
         let mut index = Index::default();
-        for (file, names) in base.shards() {
-            let tensors = names.into_iter().map(|name| {
+        let shards = base.shards();
+        let last = shards.keys().next_back().copied();
+        for (file, names) in shards {
+            let kept = names.into_iter().filter(|name| heads.is_empty() || !is_other_head(name, &heads));
+            let tensors = kept.map(|name| {
                 let path = name.strip_suffix(".weight").filter(|p| adapted.iter().any(|a| a == p));
                 let stored = match path {
                     Some(path) => merged(&base, name, &adapter.module(path)?, dtype)?,
@@ -75,14 +82,24 @@ pub fn merge(model: &Path, adapter: &Path, target: &Path, dtype: MergedDtype) ->
                 };
                 Ok((name.to_owned(), stored))
             });
-            let tensors: Vec<(String, Stored)> = tensors.collect::<Result<_, TrainError>>()?;
+            let mut tensors: Vec<(String, Stored)> = tensors.collect::<Result<_, TrainError>>()?;
+            if Some(file) == last {
+                for (name, head) in heads.iter() {
+                    tensors.push((name.to_owned(), whole(head, base.dtype(name), dtype)?));
+                }
+            }
             let file = file.file_name().unwrap_or_default().to_string_lossy();
             index.add(&file, &tensors);
             files::write_tensors(&dir.join(&*file), tensors)?;
         }
         artifacts::copy_model_files(model, dir)?;
         if model.join(INDEX).exists() {
-            write_json(&dir.join(INDEX), &json!({"metadata": {"total_size": index.bytes}, "weight_map": index.files}))?;
+            let weights = json!({"metadata": {"total_size": index.bytes}, "weight_map": index.files});
+            files::write_json(&dir.join(INDEX), &weights)?;
+        }
+        if let Some(bias) = heads.iter().find_map(|(name, var)| name.ends_with("bias").then_some(var)) {
+            let classes = Classes::of_adapter(adapter_dir, model, bias.elem_count());
+            artifacts::write_config(&classes, dir)?;
         }
         if dtype == MergedDtype::F32 { say_f32(&dir.join("config.json")) } else { Ok(()) }
     })?;
@@ -105,22 +122,26 @@ impl Index {
     }
 }
 
-fn write_json(path: &Path, value: &Value) -> Result<(), TrainError> {
-    let bytes = serde_json::to_vec_pretty(value).map_err(|e| TrainError::internal("cannot write JSON").caused_by(e))?;
-    files::write(path, &bytes)
+/// A head that the adapter's takes the place of.
+fn is_other_head(name: &str, heads: &Params) -> bool {
+    heads.get(name).is_some() || name.starts_with("cls.")
+}
+
+/// A tensor that is stored whole; one that the base does not have stays in 32 bits.
+fn whole(head: &Var, of_base: Option<Dtype>, dtype: MergedDtype) -> Result<Stored, TrainError> {
+    let stored = of_base.filter(|_| dtype == MergedDtype::Base).unwrap_or(Dtype::F32);
+    Ok(narrow(&head.flatten_all()?.to_vec1::<f32>()?, head.dims().to_vec(), stored))
 }
 
 /// Transformers loads a model in the element type that `config.json` names.
 fn say_f32(path: &Path) -> Result<(), TrainError> {
-    let text = std::fs::read_to_string(path).map_err(|e| TrainError::io("read", path, e))?;
-    let mut config: Value = serde_json::from_str(&text)
-        .map_err(|e| TrainError::model(format!("`config.json` is not valid JSON: {e}")).caused_by(e))?;
+    let mut config = files::read_json(path)?;
     for key in ["torch_dtype", "dtype"] {
         if let Some(dtype) = config.get_mut(key) {
             *dtype = json!("float32");
         }
     }
-    write_json(path, &config)
+    files::write_json(path, &config)
 }
 
 fn merged(base: &WeightFiles, name: &str, module: &Module, dtype: MergedDtype) -> Result<Stored, TrainError> {

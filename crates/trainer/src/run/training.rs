@@ -118,6 +118,21 @@ impl Attempt {
         items.extend(spec.dataset.validation.clone().map(|file| Item { file, target: validation.clone() }));
         self.transfer(&stager, Phase::StagingData, &spec.dataset.name, &items).await?;
 
+        let mut adapter = None;
+        if let Some(from) = &spec.adapter {
+            let target = dir.join("adapter");
+            let items: Vec<Item> = from
+                .files
+                .iter()
+                .map(|file| {
+                    let name = file.key.strip_prefix(&from.prefix).unwrap_or_default();
+                    Item::below(&target, name, file.clone())
+                })
+                .collect::<Result<_, _>>()?;
+            self.transfer(&stager, Phase::StagingModel, &format!("adapter of job {}", from.job_id), &items).await?;
+            adapter = Some(target);
+        }
+
         let mut resume = None;
         if let Some(prefix) = &spec.resume_from {
             let target = self.resume_dir();
@@ -135,7 +150,7 @@ impl Attempt {
             format: spec.dataset.format,
             train,
             validation: spec.dataset.validation.is_some().then_some(validation),
-            adapter: None,
+            adapter,
             work_dir: dir.join("work"),
             resume,
             threads: config.threads,

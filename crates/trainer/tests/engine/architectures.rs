@@ -28,8 +28,19 @@ use trainer::engine::{
 };
 use wire::config::{BaseDtype, LoraConfig, Method};
 
-const MODELS: [&str; 10] =
-    ["llama2", "llama3", "llama-biased", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "phi3-longrope"];
+const MODELS: [&str; 11] = [
+    "llama2",
+    "llama3",
+    "llama-biased",
+    "mistral",
+    "qwen2",
+    "qwen2-yarn",
+    "qwen3",
+    "gemma2",
+    "gemma3",
+    "phi3",
+    "phi3-longrope",
+];
 const VOCAB: usize = 96;
 const PEFT: &str = "base_model.model.";
 

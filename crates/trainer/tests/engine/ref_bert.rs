@@ -14,7 +14,9 @@ use trainer::engine::{
     Control, Outcome, Setup, TrainError,
     classify::{Classes, Tally},
     data::{Batch, Corpus},
+    files::{Tensors, write_tensors},
     lora,
+    merge::{MergedDtype, merge},
     model::{self, BuildOptions, CausalLm},
     step, train,
 };
@@ -144,6 +146,19 @@ fn twenty_steps_equal_those_of_transformers_and_peft() {
             assert_eq!(config["modules_to_save"], serde_json::json!(["classifier", "score"]));
             let trained = logits(bert(&fixture("model"), Some(&artifacts)).as_ref());
             assert!(difference("trained adapter's logits", &trained, &theirs["final"]) <= TOLERANCE);
+            let merged = dir.path().join("merged");
+            merge(&fixture("model"), &artifacts, &merged, MergedDtype::F32).unwrap();
+            let of_merged = logits(bert(&merged, None).as_ref());
+            assert!(difference("merged model's logits", &of_merged, &trained) <= TOLERANCE);
+
+            // For `scripts/ref_peft_load_classifier.py`.
+            let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("classifier");
+            fs::create_dir_all(&out).unwrap();
+            for file in fs::read_dir(&artifacts).unwrap() {
+                let file = file.unwrap();
+                fs::copy(file.path(), out.join(file.file_name())).unwrap();
+            }
+            write_tensors(&out.join("logits.safetensors"), Tensors::from([("logits".to_owned(), trained)])).unwrap();
         } else {
             let trained = load(artifacts.join("model.safetensors"), &Device::Cpu).unwrap();
             let base = load(fixture("model/model.safetensors"), &Device::Cpu).unwrap();
@@ -196,6 +211,17 @@ fn a_base_model_learns_to_tell_classes_apart_and_goes_on_after_a_pause() {
         let stopped = train(&make("parts", None), &mut Memory::stopping(33, Control::Pause)).unwrap();
         let Outcome::Stopped { checkpoint, .. } = stopped else { panic!("{stopped:?}") };
         let again = run(&make("parts", checkpoint), &mut Memory::default());
+        if tuning == Tuning::Lora {
+            // Merged, the masked language model is a classifier that knows the classes by name.
+            let merged = work.path().join("merged");
+            merge(&base, &artifacts, &merged, MergedDtype::Base).unwrap();
+            let classes = Classes::of(&Setup { model_dir: merged.clone(), ..make("merged", None) }).unwrap().unwrap();
+            assert_eq!(classes.names(), ["bad", "good", "so-so"]);
+            let ours = logits(bert(&base, Some(&artifacts)).as_ref());
+            assert!(difference("merged classifier", &logits(bert(&merged, None).as_ref()), &ours) <= TOLERANCE);
+            let left = load(merged.join("model.safetensors"), &Device::Cpu).unwrap();
+            assert!(!left.keys().any(|name| name.starts_with("cls.")), "the other head is gone");
+        }
         let file = if tuning == Tuning::Lora { "adapter_model.safetensors" } else { "model.safetensors" };
         assert!(fs::read(artifacts.join(file)).unwrap() == fs::read(again.join(file)).unwrap(), "{file} differs");
         if tuning == Tuning::Full {

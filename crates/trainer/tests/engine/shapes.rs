@@ -5,8 +5,7 @@ use crate::support::{config, model_dir};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use trainer::engine::{
-    Place,
-    lora,
+    Place, lora,
     model::{self, BuildOptions, CausalLm},
     optim::Moments,
     step,

@@ -351,8 +351,8 @@ fn unusable_models_are_refused_with_the_reason() {
         "partial_rotary_factor 0.1 turns 0 of 8 channels",
     );
     refuse(
-        json!({"rope_scaling": {"type": "yarn", "factor": 2.0}}),
-        "rope_scaling of type `yarn` is not supported; supported: default, linear, llama3, longrope",
+        json!({"rope_scaling": {"type": "dynamic", "factor": 2.0}}),
+        "rope_scaling of type `dynamic` is not supported; supported: default, linear, llama3, longrope, yarn",
     );
     let model = model_dir(dir.path(), json!({}));
     let weights = model.join("model.safetensors");

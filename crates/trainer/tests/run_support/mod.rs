@@ -124,6 +124,7 @@ impl World {
                 train,
                 validation: None,
             },
+            adapter: None,
             output_prefix: layout::attempt_prefix(user, job, 1),
             resume_from: None,
             heartbeat_seconds: 1,

@@ -50,7 +50,8 @@ pub struct LoraConfig {
     pub rank_pattern: BTreeMap<String, usize>,
     /// Alphas of some modules instead of `lora_alpha`, named like those of `rank_pattern`.
     pub alpha_pattern: BTreeMap<String, f64>,
-    /// Continue from this adapter instead of a fresh one; it decides everything here but `lora_dropout`.
+    /// Continue from this adapter instead of a fresh one; it decides everything here but `lora_dropout`. For a job the
+    /// id of an earlier job that trained it, for a run on local files its directory.
     pub init_from: Option<String>,
 }
 

@@ -109,17 +109,14 @@ impl Reconciler {
     async fn launch_spec(&self, at: &Situation) -> Result<LaunchSpec> {
         let job = at.job.id();
         let resume_from = self.state.db.system(async move |conn| AttemptRow::last_checkpoint(conn, job).await).await?;
-        let SpecSnapshot { model, dataset } = serde_json::from_value(at.job.spec.clone())?;
+        let SpecSnapshot { model, dataset, adapter } = serde_json::from_value(at.job.spec.clone())?;
         let (user, attempt) = (at.job.user(), at.job.attempt());
         let output_prefix = layout::attempt_prefix(user, job, attempt);
-        let grant = JobGrant {
-            user,
-            job,
-            attempt,
-            epoch: at.job.epoch,
-            read: vec![model.prefix.clone(), layout::dataset_prefix(user, dataset.id), layout::job_prefix(user, job)],
-            write: vec![output_prefix.clone()],
-        };
+        let mut read =
+            vec![model.prefix.clone(), layout::dataset_prefix(user, dataset.id), layout::job_prefix(user, job)];
+        read.extend(adapter.as_ref().map(|a| a.prefix.clone()));
+        let (epoch, write) = (at.job.epoch, vec![output_prefix.clone()]);
+        let grant = JobGrant { user, job, attempt, epoch, read, write };
         Ok(LaunchSpec {
             callback_url: format!("{}/training/jobs/{job}/callback", self.state.base_url),
             storage_gateway_url: self.state.config.gateway_url.clone(),
@@ -132,6 +129,7 @@ impl Reconciler {
                 config: serde_json::from_value(at.job.config.clone())?,
                 model,
                 dataset,
+                adapter,
                 output_prefix,
                 resume_from,
                 heartbeat_seconds: self.policy.heartbeat.as_secs().max(1),

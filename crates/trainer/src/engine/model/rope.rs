@@ -32,6 +32,43 @@ enum RopeScaling {
         original: usize,
         attention_factor: f64,
     },
+    /// See [`Yarn`]: every frequency divided by a factor of its own; what turns is scaled.
+    Yarn {
+        factors: Vec<f64>,
+        attention_factor: f64,
+    },
+}
+
+/// YaRN (arXiv 2309.00071): frequencies that turn often within the original context are kept, those that turn
+/// seldom divided by `factor`, with a ramp between (`transformers.modeling_rope_utils._compute_yarn_parameters`).
+#[derive(Debug, Clone, Copy)]
+struct Yarn {
+    factor: f64,
+    original: f64,
+    /// Turns within the original context from which a frequency is kept, and below which it is divided.
+    fast: f64,
+    slow: f64,
+    /// Whether the ramp begins and ends at whole channels.
+    truncate: bool,
+}
+
+impl Yarn {
+    /// What each of the frequencies of `rotated` channels is divided by.
+    #[expect(clippy::as_conversions, reason = "head sizes are small")]
+    fn factors(self, rotated: usize, theta: f64) -> Vec<f64> {
+        let dim = rotated as f64;
+        let channel = |turns: f64| dim * (self.original / (turns * std::f64::consts::TAU)).ln() / (2.0 * theta.ln());
+        let (mut low, mut high) = (channel(self.fast), channel(self.slow));
+        if self.truncate {
+            (low, high) = (low.floor(), high.ceil());
+        }
+        let (low, mut high) = (low.max(0.0), high.min(dim - 1.0));
+        if low == high {
+            high += 0.001;
+        }
+        let divided = |pair: usize| ((pair as f64 - low) / (high - low)).clamp(0.0, 1.0);
+        (0..rotated / 2).map(|pair| 1.0 / (divided(pair) / self.factor + 1.0 - divided(pair))).collect()
+    }
 }
 
 /// Base frequency and scaling, from `rope_theta` and `rope_scaling`, or `rope_parameters` of newer files.
@@ -85,9 +122,27 @@ fn settings(config: &Value, rotated: usize) -> std::result::Result<(f64, RopeSca
                 attention_factor,
             }
         }
+        "yarn" => {
+            let optional = |key: &str, default: f64| positive(get(section, key)).unwrap_or(default);
+            let yarn = Yarn {
+                factor: number("factor")?,
+                original: number("original_max_position_embeddings")?,
+                fast: optional("beta_fast", 32.0),
+                slow: optional("beta_slow", 1.0),
+                truncate: get(section, "truncate").and_then(Value::as_bool).unwrap_or(true),
+            };
+            let magnitude = |scale: f64| if yarn.factor <= 1.0 { 1.0 } else { 0.1 * scale * yarn.factor.ln() + 1.0 };
+            let given = [positive(get(section, "mscale")), positive(get(section, "mscale_all_dim"))];
+            let attention_factor = match (positive(get(section, "attention_factor")), given) {
+                (Some(factor), _) => factor,
+                (None, [Some(one), Some(all)]) => magnitude(one) / magnitude(all),
+                (None, _) => magnitude(1.0),
+            };
+            RopeScaling::Yarn { factors: yarn.factors(rotated, theta), attention_factor }
+        }
         other => {
             return Err(bad(format!(
-                "{section} of type `{other}` is not supported; supported: default, linear, llama3, longrope"
+                "{section} of type `{other}` is not supported; supported: default, linear, llama3, longrope, yarn"
             )));
         }
     };
@@ -158,6 +213,11 @@ impl Rotary {
             RopeScaling::Llama3 { factor, low, high, original } => {
                 (make(&|_, f| llama3(f, factor, low, high, original))?, None)
             }
+            RopeScaling::Yarn { factors, attention_factor } => {
+                #[expect(clippy::as_conversions, reason = "tables are f32")]
+                let scale = attention_factor as f32;
+                (make(&|i, f| f / factors.get(i).copied().unwrap_or(1.0))?.scaled(scale), None)
+            }
             RopeScaling::LongRope { short, long, original, attention_factor } => {
                 #[expect(clippy::as_conversions, reason = "tables are f32")]
                 let stretched = |factors: &[f64]| -> Result<RopeTable> {
@@ -198,8 +258,12 @@ mod tests {
             "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}});
         let want = RopeScaling::Llama3 { factor: 8.0, low: 1.0, high: 4.0, original: 8192.0 };
         assert_eq!(rope(llama3).unwrap(), (5.0e5, want));
-        let yarn = rope(json!({"rope_scaling": {"type": "yarn"}})).unwrap_err();
-        assert!(yarn.message.contains("`yarn` is not supported; supported: default, linear, llama3, longrope"));
+        let unknown = rope(json!({"rope_scaling": {"type": "dynamic"}})).unwrap_err();
+        assert!(
+            unknown.message.contains("`dynamic` is not supported; supported: default, linear, llama3, longrope, yarn")
+        );
+        let yarn = rope(json!({"rope_scaling": {"type": "yarn", "factor": 4.0}})).unwrap_err();
+        assert!(yarn.message.contains("rope_scaling.original_max_position_embeddings must be a positive number"));
         let long = json!({"max_position_embeddings": 64, "rope_scaling": {"type": "su",
             "original_max_position_embeddings": 16, "short_factor": [1.0, 1.5], "long_factor": [2.0, 4.0]}});
         let want = RopeScaling::LongRope {
@@ -211,6 +275,31 @@ mod tests {
         assert_eq!(rope(long.clone()).unwrap(), (10_000.0, want));
         let short = settings(&long, 8).unwrap_err();
         assert!(short.message.contains("rope_scaling.short_factor must be 4 positive numbers"), "{}", short.message);
+    }
+
+    /// Expected values: `ROPE_INIT_FUNCTIONS["yarn"]` of transformers 5.23 with Qwen 2.5's settings for long contexts.
+    #[test]
+    fn yarn_factors_and_magnitude_equal_those_of_transformers() {
+        let config = json!({"rope_theta": 1.0e6, "rope_scaling": {"type": "yarn", "factor": 4.0,
+            "original_max_position_embeddings": 32768}});
+        let (theta, RopeScaling::Yarn { factors, attention_factor }) = settings(&config, 128).unwrap() else {
+            panic!()
+        };
+        assert!((attention_factor - 1.138_629_436_111_989).abs() < 1e-12, "{attention_factor}");
+        let got = frequencies(128, theta, |i, f| f / factors[i]);
+        let want = [
+            (0, 1.0),
+            (10, 0.115_478_202_700_614_93),
+            (23, 0.006_978_305_988_013_744),
+            (24, 0.005_375_321_488_827_467),
+            (30, 0.001_064_360_956_661_403_2),
+            (36, 0.000_179_841_154_022_142_3),
+            (40, 4.445_698_505_108_516e-5),
+            (63, 3.102_344_408_034_696e-7),
+        ];
+        for (pair, want) in want {
+            assert!((f64::from(got[pair]) - want).abs() <= 1e-6 * want, "{pair}: {} {want}", got[pair]);
+        }
     }
 
     /// Expected values: `LlamaRotaryEmbedding(LlamaConfig(head_dim=16, rope_theta=5e5, rope_scaling=llama3 as
