@@ -180,13 +180,18 @@ impl State {
     }
 }
 
+/// Bytes that glibc may keep free at the end of its heap: activations below [`LARGE`] come and go with every step.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+const TRIM: libc::c_int = 32 << 20;
+
 /// Has glibc map every large block by itself. Left alone, it soon takes them from its heap, where a freed block stays
 /// resident below the next one in use.
 fn map_large_blocks() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: sets a number; takes no pointer and allocates nothing.
+    // SAFETY: sets numbers; takes no pointer and allocates nothing.
     unsafe {
         libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE as libc::c_int);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, TRIM);
     }
 }
 

@@ -29,11 +29,15 @@ use std::sync::OnceLock;
 /// Queries per tile. A multiple of the rows that the inner kernels of products work on (6, 12).
 const BLOCK: usize = 48;
 
-/// A long sequence's backward pass is cut into at most this many stripes of queries, each at least
-/// [`STRIPE`] long, that add up their own share of `dK` and `dV`: else one long sequence with few
-/// key/value heads would keep few threads busy.
+/// A sequence's backward pass is cut into at most this many stripes of queries, that add up their own share of `dK`
+/// and `dV`: else one sequence with few key/value heads would keep few threads busy, or some of them longer.
 const MAX_STRIPES: usize = 8;
+/// A long sequence gets a stripe for every so many queries,
 const STRIPE: usize = 1024;
+/// and a shorter one as many as make this number of tasks,
+const TASKS: usize = 16;
+/// of at least so many queries.
+const MIN_STRIPE: usize = 256;
 
 /// Heads and sequences of one attention call.
 #[derive(Debug, Clone)]
@@ -266,9 +270,10 @@ impl AttentionShape {
     /// Cuts the sequences into stripes of about equal work, last queries first within a sequence.
     fn stripes(&self) -> Vec<Stripe> {
         let mut stripes = Vec::new();
+        let wanted = TASKS.div_ceil(self.kv_heads * self.segments.count().max(1));
         for sequence in self.segments.ranges() {
             let len = sequence.len();
-            let count = (len / STRIPE).clamp(1, MAX_STRIPES);
+            let count = (len / STRIPE).max(wanted.min(len / MIN_STRIPE)).clamp(1, MAX_STRIPES);
             // Work up to a position grows with its square where queries see all before them. Boundaries
             // fall between tiles.
             let power = if self.causal && self.window.is_none() { 0.5 } else { 1.0 };

@@ -15,7 +15,7 @@
 
 use crate::buffer::{input, prepare, prepare_weight, tensor, with_data, with_weight};
 use crate::linear::check;
-use crate::matmul::{Mat, MatMut, Threads, Write, gemm};
+use crate::matmul::{Mat, MatMut, Threads, Write, gemm, product};
 use crate::portable;
 use crate::simd;
 use crate::tape::{self, Saves};
@@ -28,8 +28,8 @@ pub const IGNORE: u32 = u32::MAX;
 
 /// Bytes of logits alive at once: up to the second figure while a chunk has fewer than [`ENOUGH_ROWS`], because the
 /// weight is packed again for every chunk.
-const CHUNK_BYTES: [usize; 2] = [16 << 20, 64 << 20];
-const ENOUGH_ROWS: usize = 384;
+const CHUNK_BYTES: [usize; 2] = [16 << 20, 96 << 20];
+const ENOUGH_ROWS: usize = 512;
 
 /// `x (N, C)`, `w (V, C)` frozen, `targets (N)` → scalar. The gradient flows to `x` only.
 ///
@@ -153,18 +153,14 @@ impl Plan {
         let weight = Mat::new(w, c);
         let [rows, most] = CHUNK_BYTES.map(|bytes| bytes / (4 * v));
         let chunk_rows = rows.max(most.min(ENOUGH_ROWS)).clamp(16, 4096).min(self.rows.len().max(1));
-        let (mut logits, mut xs) = (vec![0.0; chunk_rows * v], vec![0.0; chunk_rows * c]);
-        let mut dxs = if need.dx { vec![0.0; chunk_rows * c] } else { Vec::new() };
         let mut dx = need.dx.then(|| vec![0.0; self.n * c]);
         let mut dw = need.dw.then(|| vec![0.0; v * c]);
         let mut losses = Vec::with_capacity(self.rows.len());
         for rows in self.rows.chunks(chunk_rows) {
-            let (logits, xs) = (&mut logits[..rows.len() * v], &mut xs[..rows.len() * c]);
-            for (&(row, _), compact) in rows.iter().zip(xs.chunks_exact_mut(c)) {
-                compact.copy_from_slice(&x[row * c..][..c]);
-            }
-            let xs = Mat::new(xs, c);
-            gemm(&mut MatMut::new(logits, v), Write::Replace, 1.0, xs, weight.t(), Threads::All);
+            let mut compact = Vec::with_capacity(rows.len() * c);
+            rows.iter().for_each(|&(row, _)| compact.extend_from_slice(&x[row * c..][..c]));
+            let xs = Mat::new(&compact, c);
+            let mut logits = product(1.0, xs, weight.t());
             let with_gradient = need.dx || need.dw;
             let of_chunk: Vec<f32> = logits
                 .par_chunks_exact_mut(v)
@@ -174,10 +170,9 @@ impl Plan {
                 })
                 .collect();
             losses.extend(of_chunk);
-            let dlogits = Mat::new(logits, v);
+            let dlogits = Mat::new(&logits, v);
             if let Some(dx) = &mut dx {
-                let dxs = &mut dxs[..rows.len() * c];
-                gemm(&mut MatMut::new(dxs, c), Write::Replace, 1.0, dlogits, weight, Threads::All);
+                let dxs = product(1.0, dlogits, weight);
                 for (&(row, _), compact) in rows.iter().zip(dxs.chunks_exact(c)) {
                     dx[row * c..][..c].copy_from_slice(compact);
                 }

@@ -1,11 +1,13 @@
 //! A frozen linear layer with a low-rank adapter: `y = x Wᵀ + s (x Aᵀ) Bᵀ` (Hu et al., arXiv 2106.09685).
 //!
-//! Backward, with `u = s g B` and `t = s x Aᵀ`, both `(N, r)`:
-//! `dA = uᵀ x`, `dB = gᵀ t`, `dx = g W + u A`. `W` gets no gradient.
+//! Backward, with `u = g B` and `t = x Aᵀ`, both `(N, r)`:
+//! `dA = s uᵀ x`, `dB = s gᵀ t`, `dx = g W + s u A`. `W` gets no gradient.
 //!
 //! Products with an inner or outer dimension of `r` run at a fraction of the speed of square ones. With
 //! many tokens it is cheaper to fold the adapter into the weight, `M = W + s B A`, and to compute `y = x Mᵀ`
-//! and `dx = g M`. `M` exists only in the form a product packs its right side into, a part at a time.
+//! and `dx = g M`. `M` exists only in the form a product packs its right side into, a part at a time. The narrow
+//! `x Aᵀ` and `g B` are made beside these products, from rows that are in the cache already; the former is kept for
+//! the backward pass.
 
 use crate::buffer::{input, prepare, prepare_weight, tensor, with_data, with_weight};
 use crate::linear::check;
@@ -13,6 +15,7 @@ use crate::matmul::{LowRank, Mat, MatMut, Threads, Write, gemm, product, product
 use crate::portable;
 use crate::tape::{self, Saves};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use std::sync::OnceLock;
 
 /// `x (N, in)`, `w (out, in)` frozen, f32 or 16 bits, `a (r, in)`, `b (out, r)` → `(N, out)`.
 pub fn lora_linear(x: &Tensor, w: &Tensor, a: &Tensor, b: &Tensor, scale: f64) -> Result<Tensor> {
@@ -26,13 +29,18 @@ pub fn lora_linear(x: &Tensor, w: &Tensor, a: &Tensor, b: &Tensor, scale: f64) -
         return portable::linear::lora_linear(x, w, a, b, scale);
     }
     #[expect(clippy::as_conversions, reason = "the factor is applied in f32")]
-    let op = LoraLinear { w: prepare_weight(OP, w)?, scale: scale as f32 };
+    let scale = scale as f32;
+    let trains = a.track_op() || b.track_op();
+    let op = LoraLinear { w: prepare_weight(OP, w)?, scale, trains, low: OnceLock::new() };
     tape::apply3([&prepare(OP, "x", x)?, &prepare(OP, "a", a)?, &prepare(OP, "b", b)?], op, Saves::INPUTS)
 }
 
 struct LoraLinear {
     w: Tensor,
     scale: f32,
+    trains: bool,
+    /// `x Aᵀ (N, r)`, where the forward pass made it for the backward pass.
+    low: OnceLock<Vec<f32>>,
 }
 
 /// One call's sizes.
@@ -56,7 +64,13 @@ impl LoraLinear {
     fn forward(&self, s: Sizes, x: &[f32], w: &[f32], a: &[f32], b: &[f32]) -> Vec<f32> {
         let (x, w, a, b) = (Mat::new(x, s.k), Mat::new(w, s.k), Mat::new(a, s.k), Mat::new(b, s.r));
         if s.merging_pays() {
-            return product_low_rank(x, w.t(), LowRank { u: a.t(), v: b.t(), scale: self.scale });
+            let correction = LowRank { u: a.t(), v: b.t(), scale: self.scale };
+            let (y, low) = product_low_rank(x, w.t(), correction, self.trains.then(|| a.t()));
+            if self.trains {
+                // Empty, as an op runs forward once; another time gives the same.
+                let _ = self.low.set(low);
+            }
+            return y;
         }
         let mut y = product(1.0, x, w.t());
         let t = product(self.scale, x, a.t());
@@ -64,16 +78,43 @@ impl LoraLinear {
         y
     }
 
-    fn gradient_of_input(&self, s: Sizes, g: Mat<'_>, u: &[f32], w: &[f32], a: &[f32], b: &[f32]) -> Vec<f32> {
-        let (w, a, b) = (Mat::new(w, s.k), Mat::new(a, s.k), Mat::new(b, s.r));
+    /// `g B (N, r)` and the gradient of the input.
+    fn gradient_of_input(&self, s: Sizes, g: Mat<'_>, w: Mat<'_>, a: Mat<'_>, b: Mat<'_>) -> (Vec<f32>, Vec<f32>) {
         if s.merging_pays() {
-            return product_low_rank(g, w, LowRank { u: b, v: a, scale: self.scale });
+            let (dx, u) = product_low_rank(g, w, LowRank { u: b, v: a, scale: self.scale }, Some(b));
+            return (u, dx);
         }
+        let u = product(1.0, g, b);
         let mut dx = product(1.0, g, w);
-        gemm(&mut MatMut::new(&mut dx, s.k), Write::Add, 1.0, Mat::new(u, s.r), a, Threads::All);
-        dx
+        gemm(&mut MatMut::new(&mut dx, s.k), Write::Add, self.scale, Mat::new(&u, s.r), a, Threads::All);
+        (u, dx)
+    }
+
+    /// Gradients of the input, unless it is not `tracked`, and of both parts of the adapter.
+    fn backward(&self, s: Sizes, [x, a, b, g]: [Mat<'_>; 4], w: Mat<'_>, tracked: bool) -> Gradients {
+        let (u, dx) = if tracked {
+            let (u, dx) = self.gradient_of_input(s, g, w, a, b);
+            (u, Some(dx))
+        } else {
+            (product(1.0, g, b), None)
+        };
+        let made;
+        let t = match self.low.get() {
+            Some(low) => low,
+            None => {
+                made = product(1.0, x, a.t());
+                &made
+            }
+        };
+        let da = product(self.scale, Mat::new(&u, s.r).t(), x);
+        // As (r, out): a long and narrow product would read `g` column by column.
+        let db = transposed(&product(self.scale, Mat::new(t, s.r).t(), g), s.out);
+        (dx, da, db)
     }
 }
+
+/// `dx`, `dA`, `dB`.
+type Gradients = (Option<Vec<f32>>, Vec<f32>, Vec<f32>);
 
 /// The transpose of a matrix with `cols` columns.
 fn transposed(m: &[f32], cols: usize) -> Vec<f32> {
@@ -120,14 +161,9 @@ impl CustomOp3 for LoraLinear {
                 with_data(name, b, |b_data| {
                     with_data(name, g, |g_data| {
                         with_weight(name, &self.w, |w| {
-                            let (xm, gm) = (Mat::new(x_data, k), Mat::new(g_data, out));
-                            let u = product(self.scale, gm, Mat::new(b_data, r));
-                            let t = product(self.scale, xm, Mat::new(a_data, k).t());
-                            let da = product(1.0, Mat::new(&u, r).t(), xm);
-                            // As (r, out): a long and narrow product would read `g` column by column.
-                            let db = transposed(&product(1.0, Mat::new(&t, r).t(), gm), out);
-                            let dx = x.track_op().then(|| self.gradient_of_input(s, gm, &u, w, a_data, b_data));
-                            (dx, da, db)
+                            let (x_mat, a_mat) = (Mat::new(x_data, k), Mat::new(a_data, k));
+                            let (b_mat, g_mat) = (Mat::new(b_data, r), Mat::new(g_data, out));
+                            self.backward(s, [x_mat, a_mat, b_mat, g_mat], Mat::new(w, k), x.track_op())
                         })
                     })
                 })

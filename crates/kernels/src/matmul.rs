@@ -6,6 +6,7 @@
 mod block;
 mod micro;
 mod pack;
+mod skinny;
 
 pub(crate) use pack::{Lines, LowRank, Right};
 
@@ -142,10 +143,13 @@ pub(crate) enum Threads {
 pub(crate) fn gemm(dst: &mut MatMut<'_>, write: Write, scale: f32, a: Mat<'_>, b: Mat<'_>, threads: Threads) {
     let (m, k, n) = (a.rows, a.cols, b.cols);
     assert!(b.rows == k && dst.rows == m && dst.cols == n, "product of ({m}, {k}) and ({}, {n})", b.rows);
+    if let Some(set) = skinny::fits(a, b) {
+        return skinny::multiply(set, dst, write, scale, a, b, threads);
+    }
     if let Some(set) = block::kernels().filter(|_| block::fits(m) && k * n > 0) {
         return match threads {
             Threads::One => block::serial(set, dst, write, scale, a, b),
-            Threads::All => block::parallel(set, dst, write, scale, a, b, None),
+            Threads::All => block::parallel(set, dst, write, scale, a, b, None, None),
         };
     }
     let parallelism = match threads {
@@ -186,17 +190,34 @@ pub(crate) fn product(scale: f32, a: Mat<'_>, b: Mat<'_>) -> Vec<f32> {
     new_matrix(a.rows, a.cols, b.cols, |dst| gemm(dst, Write::Replace, scale, a, b, Threads::All))
 }
 
-/// A new row-major `a (b + low)` on all threads, without making the sum in memory where there are kernels for it.
-pub(crate) fn product_low_rank(a: Mat<'_>, b: Mat<'_>, low: LowRank<'_>) -> Vec<f32> {
+/// New row-major `a (b + low)` and `a beside` on all threads, without making the sum in memory where there are kernels
+/// for it. The second is empty when not asked for.
+pub(crate) fn product_low_rank(
+    a: Mat<'_>,
+    b: Mat<'_>,
+    low: LowRank<'_>,
+    beside: Option<Mat<'_>>,
+) -> (Vec<f32>, Vec<f32>) {
     assert!(low.u.rows == b.rows && low.v.cols == b.cols && low.u.cols == low.v.rows, "the correction does not fit");
-    new_matrix(a.rows, a.cols, b.cols, |dst| {
-        if let Some(set) = block::kernels().filter(|_| block::fits(a.rows)) {
-            return block::parallel(set, dst, Write::Replace, 1.0, a, b, Some(low));
-        }
-        gemm(dst, Write::Replace, 1.0, a, b, Threads::All);
-        let t = product(low.scale, a, low.u);
-        gemm(dst, Write::Add, 1.0, Mat::new(&t, low.u.cols), low.v, Threads::All);
-    })
+    let mut second = Vec::new();
+    let first = new_matrix(a.rows, a.cols, b.cols, |dst| {
+        let Some(set) = block::kernels().filter(|_| block::fits(a.rows)) else {
+            gemm(dst, Write::Replace, 1.0, a, b, Threads::All);
+            let t = product(low.scale, a, low.u);
+            gemm(dst, Write::Add, 1.0, Mat::new(&t, low.u.cols), low.v, Threads::All);
+            if let Some(right) = beside {
+                second = product(1.0, a, right);
+            }
+            return;
+        };
+        let Some(right) = beside else {
+            return block::parallel(set, dst, Write::Replace, 1.0, a, b, Some(low), None);
+        };
+        second = new_matrix(a.rows, a.cols, right.cols, |beside| {
+            block::parallel(set, dst, Write::Replace, 1.0, a, b, Some(low), Some((beside, right)));
+        });
+    });
+    (first, second)
 }
 
 /// A new `m × n` matrix that `write` fills with a replacing product of inner dimension `k`.

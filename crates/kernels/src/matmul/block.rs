@@ -27,14 +27,15 @@ const PART: usize = 2 << 20;
 const MIN_ROWS: usize = 8;
 /// Rows per task.
 const ROWS: Range<usize> = 48..192;
-/// Tasks a product is cut into, if it is large enough.
-const TASKS: usize = 32;
+/// Tasks per thread that a product is cut into, if it is large enough. Left rows are copied once per task and cut of
+/// the columns, so many tasks cost.
+const TASKS: usize = 8;
 /// Rows and floats of the largest tile.
 const TALLEST: usize = 12;
 const TILE: usize = TALLEST * 32;
 
 thread_local! {
-    /// The packed right side of products that one thread makes.
+    /// The packed right side of products that a thread makes or shares out.
     static PACKED: RefCell<Lines> = RefCell::default();
     /// The copied left side.
     static LEFT: RefCell<Lines> = RefCell::default();
@@ -63,7 +64,8 @@ pub(super) fn fits(m: usize) -> bool {
     m >= MIN_ROWS
 }
 
-/// `dst = scale · a (b + low)`, or `dst += …`, on all threads.
+/// `dst = scale · a (b + low)`, or `dst += …`, on all threads; beside it, if asked for, the same with another
+/// destination and a right side of a few columns, which costs no second reading of `a`.
 pub(super) fn parallel(
     set: &Set,
     dst: &mut MatMut<'_>,
@@ -72,6 +74,7 @@ pub(super) fn parallel(
     a: Mat<'_>,
     b: Mat<'_>,
     low: Option<LowRank<'_>>,
+    mut beside: Option<(&mut MatMut<'_>, Mat<'_>)>,
 ) {
     let (m, k, n, width) = (a.rows, a.cols, b.cols, set.width());
     let round = |x: usize, to: usize| x.div_ceil(to).max(1) * to;
@@ -80,13 +83,15 @@ pub(super) fn parallel(
         part if n >= k => (k, round(part / k, width).min(n)),
         part => (round(part / n, KC).min(k), n),
     };
-    let rows = round(m.div_ceil(TASKS), set.tall).clamp(ROWS.start, ROWS.end);
+    let tasks = TASKS * rayon::current_num_threads();
+    let rows = round(m.div_ceil(tasks), set.tall).clamp(ROWS.start, ROWS.end);
     let row_tasks = m.div_ceil(rows);
-    let mut packed = Lines::default();
+    let mut packed = PACKED.take();
+    let mut packed_beside = Lines::default();
     for col in (0..n).step_by(part_n) {
         let cols = part_n.min(n - col);
         let panels = cols.div_ceil(width);
-        let per_task = panels.div_ceil(TASKS.div_ceil(row_tasks).min(panels));
+        let per_task = panels.div_ceil(tasks.div_ceil(row_tasks).min(panels));
         let col_tasks = panels.div_ceil(per_task);
         for inner in (0..k).step_by(part_k) {
             let depth = part_k.min(k - inner);
@@ -99,6 +104,10 @@ pub(super) fn parallel(
             let right = Packed::pack(set, data, b.block(inner, depth, col, cols), low, true);
             let write = if inner == 0 { write } else { Write::Add };
             let tiles = dst.tiles();
+            let beside = beside.as_mut().filter(|_| col == 0).map(|(dst, b)| {
+                let data = packed_beside.get(Packed::len(set, depth, b.cols));
+                (dst.tiles(), Packed::pack(set, data, b.block(inner, depth, 0, b.cols), None, false))
+            });
             for_each_task(
                 row_tasks * col_tasks,
                 || (),
@@ -107,27 +116,40 @@ pub(super) fn parallel(
                     let height = rows.min(m - row);
                     let right = right.panels(set, first, per_task);
                     // SAFETY: every task has its own rectangle.
-                    let mut tile = unsafe { tiles.tile(row, height, col + first * width, right.n) };
-                    compute(set, &mut tile, write, scale, a.block(row, height, inner, depth), right);
+                    let tile = unsafe { tiles.tile(row, height, col + first * width, right.n) };
+                    let beside = beside.as_ref().filter(|_| first == 0).map(|(tiles, right)| {
+                        // SAFETY: the first task of these rows alone has their rectangle.
+                        (unsafe { tiles.tile(row, height, 0, right.n) }, *right)
+                    });
+                    let pairs = std::iter::once((tile, right)).chain(beside);
+                    compute(set, pairs, write, scale, a.block(row, height, inner, depth));
                 },
             );
         }
     }
+    PACKED.set(packed);
 }
 
 /// `dst = scale · a b`, or `dst += …`, on this thread.
 pub(super) fn serial(set: &Set, dst: &mut MatMut<'_>, write: Write, scale: f32, a: Mat<'_>, b: Mat<'_>) {
     let mut packed = PACKED.take();
     let data = packed.get(Packed::len(set, b.rows, b.cols));
-    compute(set, dst, write, scale, a, Packed::pack(set, data, b, None, false));
+    let right = Packed::pack(set, data, b, None, false);
+    compute(set, std::iter::once((dst.whole(), right)), write, scale, a);
     PACKED.set(packed);
 }
 
-/// The product with a packed right side, on this thread.
-pub(super) fn compute(set: &Set, dst: &mut MatMut<'_>, write: Write, scale: f32, a: Mat<'_>, b: Packed<'_>) {
+/// Products of one left side with packed right sides, each with its destination, on this thread.
+pub(super) fn compute<'d, 'p>(
+    set: &Set,
+    pairs: impl Iterator<Item = (MatMut<'d>, Packed<'p>)>,
+    write: Write,
+    scale: f32,
+    a: Mat<'_>,
+) {
     let (width, k) = (set.width(), a.cols);
     let mut copies = LEFT.take();
-    let panels = b.n.div_ceil(width);
+    let mut pairs: Vec<_> = pairs.collect();
     let tiles: Vec<(usize, usize, bool)> = tiles_of(set, a.rows).collect();
     for inner in (0..k).step_by(KC) {
         let depth = KC.min(k - inner);
@@ -141,14 +163,17 @@ pub(super) fn compute(set: &Set, dst: &mut MatMut<'_>, write: Write, scale: f32,
                 left_side(a.block(row, height.min(a.rows - row), inner, depth), height, copy)
             })
             .collect();
-        for first in (0..panels).step_by(group) {
-            for (&(row, height, low), &left) in tiles.iter().zip(&lefts) {
-                let live = height.min(a.rows - row);
-                for p in first..panels.min(first + group) {
-                    let right = &b.panel(set, p)[(b.first + inner) * width..][..depth * width];
-                    let cols = width.min(b.n - p * width);
-                    let target = Target { add, scale, ..dst.at(row, live, p * width, cols) };
-                    tile(set, (height, low), left, right, (live, cols), target);
+        for (dst, b) in &mut pairs {
+            let panels = b.n.div_ceil(width);
+            for first in (0..panels).step_by(group) {
+                for (&(row, height, low), &left) in tiles.iter().zip(&lefts) {
+                    let live = height.min(a.rows - row);
+                    for p in first..panels.min(first + group) {
+                        let right = &b.panel(set, p)[(b.first + inner) * width..][..depth * width];
+                        let cols = width.min(b.n - p * width);
+                        let target = Target { add, scale, ..dst.at(row, live, p * width, cols) };
+                        tile(set, (height, low), left, right, (live, cols), target);
+                    }
                 }
             }
         }
@@ -226,15 +251,20 @@ impl MatMut<'_> {
         MatMut { cols, data: std::marker::PhantomData, ..*self }
     }
 
+    /// All of it, borrowed for shorter.
+    pub(super) fn whole(&mut self) -> MatMut<'_> {
+        MatMut { data: std::marker::PhantomData, ..*self }
+    }
+
     /// A rectangle as a kernel's target; the caller sets what to do with it.
-    fn at(&mut self, row: usize, rows: usize, col: usize, cols: usize) -> Target {
+    pub(super) fn at(&mut self, row: usize, rows: usize, col: usize, cols: usize) -> Target {
         assert!(row + rows <= self.rows && col + cols <= self.cols, "target leaves the matrix");
         let ptr = self.ptr.wrapping_add(row * self.row_stride + col);
         Target { ptr, stride: self.row_stride, add: false, scale: 1.0 }
     }
 
     /// The same rectangle for several tasks.
-    fn tiles(&mut self) -> Tiles<'_> {
+    pub(super) fn tiles(&mut self) -> Tiles<'_> {
         Tiles { ptr: self.ptr, rows: self.rows, cols: self.cols, row_stride: self.row_stride, data: self.data }
     }
 }
@@ -306,7 +336,7 @@ mod tests {
                 for a in [Mat::new(&a, k), Mat::new(&at, m).t()] {
                     for b in [Mat::new(&b, n), Mat::new(&bt, k).t()] {
                         let mut y = vec![f32::NAN; m * n];
-                        parallel(&set, &mut MatMut::new(&mut y, n), Write::Replace, 1.0, a, b, None);
+                        parallel(&set, &mut MatMut::new(&mut y, n), Write::Replace, 1.0, a, b, None, None);
                         assert_close(&y, want.iter().copied(), k, &what);
                         let mut alone = vec![f32::NAN; m * n];
                         serial(&set, &mut MatMut::new(&mut alone, n), Write::Replace, 1.0, a, b);
@@ -329,7 +359,11 @@ mod tests {
                 let low = LowRank { u: Mat::new(&u, r), v: Mat::new(&v, n), scale: 0.5 };
                 let mut y = vec![f32::NAN; m * n];
                 let (a_mat, b_mat) = (Mat::new(&a, k), Mat::new(&b, n));
-                parallel(&set, &mut MatMut::new(&mut y, n), Write::Replace, 1.0, a_mat, b_mat, Some(low));
+                let mut t = vec![f32::NAN; m * r];
+                let u_mat = Mat::new(&u, r);
+                let beside = Some((&mut MatMut::new(&mut t, r), u_mat));
+                parallel(&set, &mut MatMut::new(&mut y, n), Write::Replace, 1.0, a_mat, b_mat, Some(low), beside);
+                assert_close(&t, naive(&a, &u, k, r).into_iter(), k, "beside");
                 let correction: Vec<f32> = naive(&u, &v, r, n).iter().map(|&x| x as f32).collect();
                 let want = naive(&a, &b, k, n);
                 let want = want.iter().zip(naive(&a, &correction, k, n)).map(|(x, y)| x + 0.5 * y);

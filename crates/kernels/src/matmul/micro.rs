@@ -145,6 +145,8 @@ pub(super) struct Set {
     pub(super) low: usize,
     /// By height (tall, low), then by vectors (1, 2).
     pub(super) kernels: [[Kernel; 2]; 2],
+    /// The height of a tile of one vector, and its kernel, for a right side that is not packed.
+    pub(super) skinny: (usize, Kernel),
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -153,6 +155,7 @@ pub(super) const AVX512: Set = Set {
     tall: 12,
     low: 8,
     kernels: [[avx512::kernel::<12, 1>, avx512::kernel::<12, 2>], [avx512::kernel::<8, 1>, avx512::kernel::<8, 2>]],
+    skinny: (16, avx512::kernel::<16, 1>),
 };
 
 #[cfg(target_arch = "x86_64")]
@@ -161,4 +164,5 @@ pub(super) const AVX2: Set = Set {
     tall: 6,
     low: 4,
     kernels: [[avx2::kernel::<6, 1>, avx2::kernel::<6, 2>], [avx2::kernel::<4, 1>, avx2::kernel::<4, 2>]],
+    skinny: (8, avx2::kernel::<8, 1>),
 };

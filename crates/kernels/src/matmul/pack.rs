@@ -83,9 +83,9 @@ impl<'a> Packed<'a> {
             if let Some(low) = low {
                 let v = low.v.block(0, low.v.rows, p * width, cols);
                 let mut whole = MatMut::new(panel.row(0), width);
-                let mut dst = whole.left(cols);
+                let dst = whole.left(cols);
                 let v = Packed::pack(set, small.get(Self::len(set, v.rows, cols)), v, None, false);
-                block::compute(set, &mut dst, Write::Add, low.scale, low.u, v);
+                block::compute(set, std::iter::once((dst, v)), Write::Add, low.scale, low.u);
             }
         };
         let panels = n.div_ceil(width);
@@ -148,7 +148,7 @@ impl<'a> Right<'a> {
         let from = cols.start * k;
         let packed = Packed { data: &data[from..], k, first: inner.start, n: cols.len() };
         debug_assert!(from.is_multiple_of(width));
-        block::compute(set, dst, write, scale, a, packed);
+        block::compute(set, std::iter::once((dst.whole(), packed)), write, scale, a);
     }
 
     /// Columns of a panel, on every machine a divisor of this.
