@@ -28,8 +28,8 @@ pub const IGNORE: u32 = u32::MAX;
 
 /// Bytes of logits alive at once: up to the second figure while a chunk has fewer than [`ENOUGH_ROWS`], because the
 /// weight is packed again for every chunk.
-const CHUNK_BYTES: [usize; 2] = [16 << 20, 96 << 20];
-const ENOUGH_ROWS: usize = 512;
+const CHUNK_BYTES: [usize; 2] = [16 << 20, 192 << 20];
+const ENOUGH_ROWS: usize = 1024;
 
 /// `x (N, C)`, `w (V, C)` frozen, `targets (N)` → scalar. The gradient flows to `x` only.
 ///

@@ -15,10 +15,10 @@ use super::{Mat, MatMut, Tiles, Write};
 use crate::buffer::for_each_task;
 use crate::simd::Level;
 use std::cell::RefCell;
-use std::ops::Range;
+use std::ops::RangeInclusive;
 
 /// Steps of the inner dimension per pass over a tile of the product.
-pub(super) const KC: usize = 512;
+pub(super) const KC: usize = 768;
 /// Floats of packed panels that stay in the second-level cache while left rows pass.
 const GROUP: usize = 128 << 10;
 /// Floats of the right side packed at once.
@@ -26,10 +26,11 @@ const PART: usize = 2 << 20;
 /// Fewer left rows are not worth packing the right side for.
 const MIN_ROWS: usize = 8;
 /// Rows per task.
-const ROWS: Range<usize> = 48..192;
-/// Tasks per thread that a product is cut into, if it is large enough. Left rows are copied once per task and cut of
-/// the columns, so many tasks cost.
-const TASKS: usize = 8;
+const ROWS: RangeInclusive<usize> = 24..=192;
+/// A task takes this part of the rows that are left per thread: large ones first, small ones to even out the end.
+const SHARE: usize = 4;
+/// Columns are cut too where rows make fewer tasks per thread. Left rows are copied once for every cut of the columns.
+const TASKS: usize = 4;
 /// Rows and floats of the largest tile.
 const TALLEST: usize = 12;
 const TILE: usize = TALLEST * 32;
@@ -83,15 +84,14 @@ pub(super) fn parallel(
         part if n >= k => (k, round(part / k, width).min(n)),
         part => (round(part / n, KC).min(k), n),
     };
-    let tasks = TASKS * rayon::current_num_threads();
-    let rows = round(m.div_ceil(tasks), set.tall).clamp(ROWS.start, ROWS.end);
-    let row_tasks = m.div_ceil(rows);
+    let threads = rayon::current_num_threads();
+    let rows = cut_rows(m, set.tall, threads);
     let mut packed = PACKED.take();
     let mut packed_beside = Lines::default();
     for col in (0..n).step_by(part_n) {
         let cols = part_n.min(n - col);
         let panels = cols.div_ceil(width);
-        let per_task = panels.div_ceil(tasks.div_ceil(row_tasks).min(panels));
+        let per_task = panels.div_ceil((TASKS * threads).div_ceil(rows.len()).min(panels));
         let col_tasks = panels.div_ceil(per_task);
         for inner in (0..k).step_by(part_k) {
             let depth = part_k.min(k - inner);
@@ -109,11 +109,10 @@ pub(super) fn parallel(
                 (dst.tiles(), Packed::pack(set, data, b.block(inner, depth, 0, b.cols), None, false))
             });
             for_each_task(
-                row_tasks * col_tasks,
+                rows.len() * col_tasks,
                 || (),
                 |(), task| {
-                    let (row, first) = (task / col_tasks * rows, task % col_tasks * per_task);
-                    let height = rows.min(m - row);
+                    let ((row, height), first) = (rows[task / col_tasks], task % col_tasks * per_task);
                     let right = right.panels(set, first, per_task);
                     // SAFETY: every task has its own rectangle.
                     let tile = unsafe { tiles.tile(row, height, col + first * width, right.n) };
@@ -128,6 +127,18 @@ pub(super) fn parallel(
         }
     }
     PACKED.set(packed);
+}
+
+/// The rows of each task, first and count, in whole tiles but for the last.
+fn cut_rows(m: usize, tall: usize, threads: usize) -> Vec<(usize, usize)> {
+    let mut cuts = Vec::new();
+    let mut row = 0;
+    while row < m {
+        let rows = ((m - row) / (SHARE * threads) / tall * tall).clamp(*ROWS.start(), *ROWS.end()).min(m - row);
+        cuts.push((row, rows));
+        row += rows;
+    }
+    cuts
 }
 
 /// `dst = scale · a b`, or `dst += …`, on this thread.
@@ -151,8 +162,10 @@ pub(super) fn compute<'d, 'p>(
     let mut copies = LEFT.take();
     let mut pairs: Vec<_> = pairs.collect();
     let tiles: Vec<(usize, usize, bool)> = tiles_of(set, a.rows).collect();
-    for inner in (0..k).step_by(KC) {
-        let depth = KC.min(k - inner);
+    let passes = k.div_ceil(KC).max(1);
+    let pass = k.div_ceil(passes).max(1);
+    for inner in (0..k).step_by(pass) {
+        let depth = pass.min(k - inner);
         let add = write == Write::Add || inner > 0;
         let group = (GROUP / (depth * width)).max(1);
         let places = copies.get(tiles.len() * TALLEST * ROW).chunks_exact_mut(TALLEST * ROW);

@@ -11,7 +11,7 @@ use crate::buffer::for_each_task;
 /// Times the right side may be read: reading it strided more often costs more than packing it.
 const PASSES: usize = 2;
 /// Tasks per thread.
-const TASKS: usize = 4;
+const TASKS: usize = 8;
 
 /// The kernels of this machine if the product is for this module: `a (m, k)` the transpose of a row-major matrix, `b
 /// (k, n)` row-major, of whole vectors.
