@@ -8,6 +8,7 @@ mod micro;
 mod pack;
 mod skinny;
 
+use block::More;
 pub(crate) use pack::{Lines, LowRank, Right};
 
 use crate::buffer;
@@ -149,7 +150,7 @@ pub(crate) fn gemm(dst: &mut MatMut<'_>, write: Write, scale: f32, a: Mat<'_>, b
     if let Some(set) = block::kernels().filter(|_| block::fits(m) && k * n > 0) {
         return match threads {
             Threads::One => block::serial(set, dst, write, scale, a, b),
-            Threads::All => block::parallel(set, dst, write, scale, a, b, None, None),
+            Threads::All => block::parallel(set, dst, write, scale, a, b, More::default()),
         };
     }
     let parallelism = match threads {
@@ -211,10 +212,11 @@ pub(crate) fn product_low_rank(
             return;
         };
         let Some(right) = beside else {
-            return block::parallel(set, dst, Write::Replace, 1.0, a, b, Some(low), None);
+            return block::parallel(set, dst, Write::Replace, 1.0, a, b, More { low: Some(low), beside: None });
         };
         second = new_matrix(a.rows, a.cols, right.cols, |beside| {
-            block::parallel(set, dst, Write::Replace, 1.0, a, b, Some(low), Some((beside, right)));
+            let more = More { low: Some(low), beside: Some((beside, right)) };
+            block::parallel(set, dst, Write::Replace, 1.0, a, b, more);
         });
     });
     (first, second)

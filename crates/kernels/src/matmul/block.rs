@@ -65,8 +65,16 @@ pub(super) fn fits(m: usize) -> bool {
     m >= MIN_ROWS
 }
 
-/// `dst = scale · a (b + low)`, or `dst += …`, on all threads; beside it, if asked for, the same with another
-/// destination and a right side of a few columns, which costs no second reading of `a`.
+/// What a product may do beside `a b`.
+#[derive(Default)]
+pub(super) struct More<'a, 'd> {
+    /// A correction of `b`.
+    pub(super) low: Option<LowRank<'a>>,
+    /// The same product with another right side of a few columns, and where it goes: no second reading of `a`.
+    pub(super) beside: Option<(&'a mut MatMut<'d>, Mat<'a>)>,
+}
+
+/// `dst = scale · a (b + low)`, or `dst += …`, on all threads.
 pub(super) fn parallel(
     set: &Set,
     dst: &mut MatMut<'_>,
@@ -74,9 +82,9 @@ pub(super) fn parallel(
     scale: f32,
     a: Mat<'_>,
     b: Mat<'_>,
-    low: Option<LowRank<'_>>,
-    mut beside: Option<(&mut MatMut<'_>, Mat<'_>)>,
+    more: More<'_, '_>,
 ) {
+    let More { low, mut beside } = more;
     let (m, k, n, width) = (a.rows, a.cols, b.cols, set.width());
     let round = |x: usize, to: usize| x.div_ceil(to).max(1) * to;
     let (part_k, part_n) = match PART {
@@ -349,7 +357,7 @@ mod tests {
                 for a in [Mat::new(&a, k), Mat::new(&at, m).t()] {
                     for b in [Mat::new(&b, n), Mat::new(&bt, k).t()] {
                         let mut y = vec![f32::NAN; m * n];
-                        parallel(&set, &mut MatMut::new(&mut y, n), Write::Replace, 1.0, a, b, None, None);
+                        parallel(&set, &mut MatMut::new(&mut y, n), Write::Replace, 1.0, a, b, More::default());
                         assert_close(&y, want.iter().copied(), k, &what);
                         let mut alone = vec![f32::NAN; m * n];
                         serial(&set, &mut MatMut::new(&mut alone, n), Write::Replace, 1.0, a, b);
@@ -374,8 +382,8 @@ mod tests {
                 let (a_mat, b_mat) = (Mat::new(&a, k), Mat::new(&b, n));
                 let mut t = vec![f32::NAN; m * r];
                 let u_mat = Mat::new(&u, r);
-                let beside = Some((&mut MatMut::new(&mut t, r), u_mat));
-                parallel(&set, &mut MatMut::new(&mut y, n), Write::Replace, 1.0, a_mat, b_mat, Some(low), beside);
+                let more = More { low: Some(low), beside: Some((&mut MatMut::new(&mut t, r), u_mat)) };
+                parallel(&set, &mut MatMut::new(&mut y, n), Write::Replace, 1.0, a_mat, b_mat, more);
                 assert_close(&t, naive(&a, &u, k, r).into_iter(), k, "beside");
                 let correction: Vec<f32> = naive(&u, &v, r, n).iter().map(|&x| x as f32).collect();
                 let want = naive(&a, &b, k, n);
