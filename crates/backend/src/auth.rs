@@ -27,6 +27,7 @@ const SHOWN: usize = 12;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AuthUser {
     pub user_id: UserId,
+    pub key_id: KeyId,
     pub name: String,
     /// First characters of the key that was used.
     pub key_prefix: String,
@@ -63,7 +64,8 @@ impl FromRequest for WsUser {
     }
 }
 
-fn authenticate(req: &HttpRequest, key: Option<SecretString>) -> LocalBoxFuture<'static, Result<AuthUser>> {
+/// The user `key` belongs to.
+pub(crate) fn authenticate(req: &HttpRequest, key: Option<SecretString>) -> LocalBoxFuture<'static, Result<AuthUser>> {
     let state = req.app_data::<web::Data<AppState>>().cloned();
     async move {
         let state = state.ok_or_else(|| Error::defect("the application has no state"))?;
@@ -105,7 +107,7 @@ async fn find(conn: &mut Conn, hash: &[u8]) -> Result<Option<AuthUser>> {
         let this = api_keys::table.find(key);
         diesel::update(this).set(api_keys::last_used_at.eq(now)).execute(conn).await?;
     }
-    Ok(Some(AuthUser { user_id: UserId(user), name, key_prefix }))
+    Ok(Some(AuthUser { user_id: UserId(user), key_id: KeyId(key), name, key_prefix }))
 }
 
 /// Makes `key` the only bootstrap key of the user `name`, who is created when missing.

@@ -16,7 +16,7 @@ use wire::{
     JobView, TrainingConfig,
     config::Method,
     dataset::{DatasetFile, DatasetFormat, DatasetStatus, Split},
-    ids::UserId,
+    ids::{DatasetId, UserId},
     job::{AdapterSpec, CreateJob, DatasetSpec, ModelSpec},
     memory::{Need, Rows},
     problem::{Code, FieldError, Problem},
@@ -36,16 +36,31 @@ pub async fn create(
 ) -> Result<JobView> {
     // Before the key is claimed: a request that is refused may be sent again with the same key.
     let wanted = Wanted::read(request, Origin::default())?;
-    let memory = state.launcher.memory().await;
+    let limits = Limits::of(state).await;
     let work = async move |conn: &mut Conn| {
         if let Some(reply) = idempotency::claim(conn, user, key.as_ref()).await? {
             return Ok(reply);
         }
-        let view = wanted.insert(conn, user, memory).await?;
+        let view = wanted.insert(conn, user, limits).await?;
         idempotency::keep(conn, user, key.as_ref(), &view).await?;
         Ok(view)
     };
     state.db.tenant(user, work).await
+}
+
+/// What a new job is held to.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Bytes that a trainer has, where that is known.
+    pub memory: Option<u64>,
+    /// Jobs of the user that may be unfinished at a time.
+    pub unfinished: u32,
+}
+
+impl Limits {
+    pub async fn of(state: &AppState) -> Self {
+        Self { memory: state.launcher.memory().await, unfinished: state.config.policy.max_unfinished }
+    }
 }
 
 /// A job to create, checked as far as that goes without the database.
@@ -66,22 +81,23 @@ impl Wanted {
         Ok(Self { config, max_attempts, origin })
     }
 
-    /// Stores and queues the job, unless it cannot run, or needs more than `memory`: the bytes that a trainer has,
-    /// where that is known.
-    pub async fn insert(self, conn: &mut Conn, user: UserId, memory: Option<u64>) -> Result<JobView> {
+    /// Stores and queues the job, unless it cannot run or is beyond `limits`.
+    pub async fn insert(self, conn: &mut Conn, user: UserId, limits: Limits) -> Result<JobView> {
         let Self { config, max_attempts, origin } = self;
+        check_quota(conn, limits.unfinished).await?;
         let inputs = find(conn, &config).await?;
-        match (need(&inputs.model, &inputs.dataset, &config), memory) {
+        match (need(&inputs.model, &inputs.dataset, &config), limits.memory) {
             (Some(need), Some(limit)) => need.check(&config, limit)?,
             (need, _) => {
-                let (shapes, limit) = (need.is_some(), memory.is_some());
+                let (shapes, limit) = (need.is_some(), limits.memory.is_some());
                 tracing::warn!(shapes, limit, "the memory of a new job is not checked: shapes or limit are not known");
             }
         }
-        let (model, dataset) = (model_spec(inputs.model), dataset_spec(&inputs.dataset)?);
+        let (model, mut dataset) = (model_spec(inputs.model), dataset_spec(&inputs.dataset)?);
+        let validation_dataset = held_out(conn, &config, &mut dataset).await?;
         let name = config.name.clone().unwrap_or_else(|| format!("{}-{}", model.name, dataset.name));
         let spec = SpecSnapshot { model, dataset, adapter: inputs.adapter };
-        let new = NewJob { name, config, spec, max_attempts, origin };
+        let new = NewJob { name, config, spec, validation_dataset, max_attempts, origin };
         let id = new.insert(conn, user).await?;
         control::submit(conn, id).await?;
         Job::find(conn, id).await?.try_into()
@@ -116,6 +132,28 @@ pub fn need(model: &Model, dataset: &Dataset, config: &TrainingConfig) -> Option
     let file = dataset.file(Split::Train)?;
     let rows = Rows { bytes: file.size, count: file.report.rows, context: info.0.context_length };
     Some(Need::of(info.0.shape.as_ref()?, config, rows))
+}
+
+/// Makes the rows of `validation_dataset` the held-out ones; its id when there is one.
+async fn held_out(conn: &mut Conn, config: &TrainingConfig, train: &mut DatasetSpec) -> Result<Option<DatasetId>> {
+    let Some(name) = &config.validation_dataset else { return Ok(None) };
+    let other = dataset_spec(&Dataset::find(conn, name).await?)?;
+    if other.format != train.format {
+        let message = "must be of the same format as `dataset`";
+        let problem = Problem::new(Code::Invalid, format!("training configuration: validation_dataset: {message}"));
+        return Err(problem.with_errors(vec![FieldError::new("validation_dataset", message)]).into());
+    }
+    train.validation = Some(other.train);
+    Ok(Some(other.id))
+}
+
+/// Refuses a user who has too many jobs waiting or running.
+async fn check_quota(conn: &mut Conn, limit: u32) -> Result<()> {
+    if Job::unfinished(conn).await? < i64::from(limit) {
+        return Ok(());
+    }
+    let detail = format!("you have {limit} unfinished jobs, which is the limit; wait for one to end, or cancel one");
+    Err(Error::refused(Code::Overloaded, detail))
 }
 
 fn max_attempts(wanted: Option<u32>) -> Result<i32> {

@@ -65,7 +65,9 @@ fn violated(info: &dyn DatabaseErrorInformation) -> Option<Problem> {
     let (code, detail) = match info.constraint_name()? {
         "datasets_name_key" => (Code::Conflict, "a dataset of this name exists; choose another name or delete it"),
         "models_pkey" => (Code::Conflict, "this revision of the model is being created by another request; try again"),
-        "training_jobs_dataset_fkey" => (Code::Conflict, "the dataset was deleted in the meantime"),
+        "training_jobs_dataset_fkey" | "training_jobs_validation_dataset_fkey" => {
+            (Code::Conflict, "the dataset was deleted in the meantime")
+        }
         "training_jobs_model_fkey" => (Code::Conflict, "the model was deleted in the meantime"),
         "training_jobs_max_attempts_check" => (Code::Invalid, "max_attempts: must be at least 1"),
         "training_configs_name_key" => {
@@ -113,7 +115,7 @@ impl From<QueryError> for Error {
 
 impl Error {
     /// What the client gets to see. The only match from error to status.
-    fn public(&self) -> ApiError {
+    pub(crate) fn public(&self) -> ApiError {
         let cause = || service::error::chain(self);
         match self {
             Self::Refused(problem) => problem.clone().into(),

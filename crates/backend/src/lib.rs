@@ -12,6 +12,7 @@ pub mod error;
 pub mod estimation;
 pub mod gateway;
 pub mod jobs;
+pub mod openai;
 pub mod packages;
 pub mod registry;
 pub mod schema;
@@ -61,7 +62,7 @@ pub async fn run(env: Env) -> anyhow::Result<()> {
     let (shared, job_routes) = (state.clone(), jobs.routes());
     let routes = move |config: &mut web::ServiceConfig| {
         api::configure(config, &shared);
-        config.configure(&job_routes);
+        config.configure(&job_routes).configure(openai::configure);
     };
     server::serve(state.config.server.clone(), listener, telemetry.metrics.clone(), readiness(&state), routes).await?;
     stop.cancel();

@@ -102,6 +102,7 @@ diesel::table! {
         estimated_cost -> Nullable<Numeric>,
         actual_cost -> Nullable<Numeric>,
         budget_limit -> Nullable<Numeric>,
+        validation_dataset_id -> Nullable<Uuid>,
     }
 }
 
@@ -356,6 +357,63 @@ diesel::table! {
     }
 }
 
+diesel::table! {
+    openai_files (id) {
+        id -> Uuid,
+        user_id -> Uuid,
+        filename -> Text,
+        purpose -> Text,
+        size -> BigInt,
+        status -> Text,
+        status_details -> Nullable<Text>,
+        dataset_id -> Nullable<Uuid>,
+        job_id -> Nullable<Uuid>,
+        key_id -> Nullable<Uuid>,
+        sha256 -> Nullable<Text>,
+        created_at -> Timestamptz,
+        expires_at -> Nullable<Timestamptz>,
+        deleted_at -> Nullable<Timestamptz>,
+    }
+}
+
+diesel::table! {
+    openai_jobs (job_id) {
+        job_id -> Uuid,
+        user_id -> Uuid,
+        model -> Text,
+        fine_tuned_model -> Text,
+        method -> Jsonb,
+        seed -> BigInt,
+        metadata -> Nullable<Jsonb>,
+        model_deleted_at -> Nullable<Timestamptz>,
+        created_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    openai_uploads (id) {
+        id -> Uuid,
+        user_id -> Uuid,
+        filename -> Text,
+        size -> BigInt,
+        status -> Text,
+        lifetime -> Nullable<BigInt>,
+        file_id -> Nullable<Uuid>,
+        created_at -> Timestamptz,
+        expires_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    openai_upload_parts (id) {
+        id -> Uuid,
+        upload_id -> Uuid,
+        user_id -> Uuid,
+        size -> BigInt,
+        created_at -> Timestamptz,
+    }
+}
+
 diesel::allow_tables_to_appear_in_same_query!(
     users,
     api_keys,
@@ -376,4 +434,8 @@ diesel::allow_tables_to_appear_in_same_query!(
     notifications,
     webhook_endpoints,
     webhook_deliveries,
+    openai_files,
+    openai_jobs,
+    openai_uploads,
+    openai_upload_parts,
 );

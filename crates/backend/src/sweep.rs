@@ -1,11 +1,11 @@
 //! Removes what uploads left behind: streams whose backend died, sessions nobody completed, objects of
-//! deleted datasets that storage refused to delete at the time, and old idempotency keys. Makes the partitions
-//! of the months to come.
+//! deleted datasets that storage refused to delete at the time or that jobs needed, files and uploads whose time is
+//! over, and old idempotency keys. Makes the partitions of the months to come.
 
 use crate::{
     datasets,
     error::Result,
-    registry,
+    openai, registry,
     state::AppState,
     store::{Dataset, Model, idempotency, metric},
 };
@@ -34,6 +34,8 @@ pub async fn run(state: AppState, stop: CancellationToken) {
 
 /// One pass.
 pub async fn sweep(state: &AppState) -> Result<()> {
+    openai::files::sweep(state).await?;
+    openai::uploads::sweep(state).await?;
     let now = Utc::now();
     let stale = async move |conn: &mut crate::db::Conn| {
         idempotency::forget_old(conn).await?;

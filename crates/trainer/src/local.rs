@@ -110,6 +110,11 @@ pub fn setup(options: &LocalRun) -> anyhow::Result<Setup> {
         map.entry("dataset").or_insert_with(|| name(&options.data).into());
     }
     let config = TrainingConfig::from_value(&value).map_err(|problem| anyhow::anyhow!(problem.detail))?;
+    if config.validation_dataset.is_some() {
+        bail!(
+            "validation_dataset names a registry entry, of which there are none here; give the file with --validation"
+        );
+    }
     if !options.model.join("config.json").is_file() {
         bail!("{} is no model directory: it has no config.json", options.model.display());
     }

@@ -175,6 +175,9 @@ pub struct TrainingConfig {
     pub model: String,
     /// Name or id of the dataset.
     pub dataset: String,
+    /// Name or id of a dataset of the same format whose rows are held out for evaluation, instead of the validation
+    /// file of `dataset`.
+    pub validation_dataset: Option<String>,
     pub method: Method,
     pub init: Init,
     pub lora: LoraConfig,

@@ -3,11 +3,18 @@
 //! The database stores keys (paths), never URLs.
 
 use crate::ids::{DatasetId, JobId, UserId};
+use uuid::Uuid;
 
 /// `datasets/{user}/{dataset}/`
 #[must_use]
 pub fn dataset_prefix(user: UserId, dataset: DatasetId) -> String {
     format!("datasets/{user}/{dataset}/")
+}
+
+/// `datasets/{user}/upload-{upload}/`: parts of a file that is not complete yet
+#[must_use]
+pub fn upload_prefix(user: UserId, upload: Uuid) -> String {
+    format!("datasets/{user}/upload-{upload}/")
 }
 
 /// `models/{name}/{revision}/`

@@ -1,6 +1,7 @@
 //! The OpenAPI document, assembled from the handlers.
 
 use super::authz::{Access, MATRIX};
+use crate::openai::error::ErrorReply;
 use actix_web::{HttpResponse, get};
 use std::sync::LazyLock;
 use utoipa::{
@@ -15,7 +16,7 @@ use wire::problem::{PROBLEM_JSON, Problem};
 
 #[derive(OpenApi)]
 #[openapi(
-    info(title = "Hone", description = "Self-hosted fine-tuning: datasets, base models, training packages, training jobs."),
+    info(title = "Hone", description = "Self-hosted fine-tuning: datasets, base models, training packages, training jobs. Below /v1: OpenAI's fine-tuning API."),
     paths(
         get_openapi,
         super::account::get_me,
@@ -70,22 +71,46 @@ use wire::problem::{PROBLEM_JSON, Problem};
         crate::jobs::routes::list_events,
         crate::jobs::routes::get_logs,
         crate::jobs::routes::watch_job,
+        crate::openai::files::routes::create_file,
+        crate::openai::files::routes::list_files,
+        crate::openai::files::routes::get_file,
+        crate::openai::files::routes::delete_file,
+        crate::openai::files::routes::get_file_content,
+        crate::openai::uploads::routes::create_upload,
+        crate::openai::uploads::routes::add_upload_part,
+        crate::openai::uploads::routes::complete_upload,
+        crate::openai::uploads::routes::cancel_upload,
+        crate::openai::jobs::routes::create_fine_tuning_job,
+        crate::openai::jobs::routes::list_fine_tuning_jobs,
+        crate::openai::jobs::routes::get_fine_tuning_job,
+        crate::openai::jobs::routes::cancel_fine_tuning_job,
+        crate::openai::jobs::routes::pause_fine_tuning_job,
+        crate::openai::jobs::routes::resume_fine_tuning_job,
+        crate::openai::jobs::routes::list_fine_tuning_events,
+        crate::openai::jobs::routes::list_fine_tuning_checkpoints,
+        crate::openai::models::list_openai_models,
+        crate::openai::models::get_openai_model,
+        crate::openai::models::delete_openai_model,
     ),
-    components(schemas(Problem)),
+    components(schemas(Problem, ErrorReply)),
     modifiers(&Errors, &Security)
 )]
 struct ApiDoc;
 
-/// Every operation may answer with a problem.
+/// Every operation may answer with a problem, or below `/v1` with OpenAI's error object.
 struct Errors;
 
 impl Modify for Errors {
     fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
-        let schema = Ref::from_schema_name("Problem");
-        let content = ContentBuilder::new().schema(Some(schema)).build();
-        let problem = ResponseBuilder::new().description("A problem (RFC 9457)").content(PROBLEM_JSON, content).build();
+        let response = |schema: &str, description: &str, media: &str| -> Response {
+            let content = ContentBuilder::new().schema(Some(Ref::from_schema_name(schema))).build();
+            ResponseBuilder::new().description(description).content(media, content).build()
+        };
+        let problem = response("Problem", "A problem (RFC 9457)", PROBLEM_JSON);
+        let error = response("ErrorReply", "An error", "application/json");
         for (_, operation) in operations_mut(document) {
-            let default: RefOr<Response> = problem.clone().into();
+            let openai = operation.tags.iter().flatten().any(|tag| tag == "openai");
+            let default: RefOr<Response> = if openai { error.clone() } else { problem.clone() }.into();
             operation.responses.responses.insert("default".into(), default);
         }
     }

@@ -7,6 +7,7 @@ use super::{
 };
 use crate::{
     auth::AuthUser,
+    creation::Limits,
     db::Conn,
     error::Result,
     packages,
@@ -226,8 +227,8 @@ pub async fn launch_version(
 ) -> Result<HttpResponse> {
     let request = body.0;
     let key = idempotency_key(&req, &format!("launch_version {id}"), &request)?;
-    let (user, memory) = (user.user_id, state.launcher.memory().await);
-    let work = async move |conn: &mut Conn| packages::launch(conn, user, *id, request, key.as_ref(), memory).await;
+    let (user, limits) = (user.user_id, Limits::of(&state).await);
+    let work = async move |conn: &mut Conn| packages::launch(conn, user, *id, request, key.as_ref(), limits).await;
     Ok(HttpResponse::Created().json(state.db.tenant(user, work).await?))
 }
 

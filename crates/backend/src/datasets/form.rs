@@ -22,7 +22,7 @@ use wire::{
 
 /// Chunks between the client's connection and the gateway's, each at most 64 KiB.
 const BUFFERED_CHUNKS: usize = 8;
-const MAX_NAME_BYTES: usize = 1024;
+const MAX_TEXT_BYTES: usize = 1024;
 /// What boundaries, headers and the name may add to the files.
 const FORM_OVERHEAD: u64 = 64 << 10;
 /// Longest silence of a client in mid-upload.
@@ -34,7 +34,7 @@ const LINGER: Duration = Duration::from_secs(5);
 /// Receives a whole form. Runs to its end, or to its clean-up, also when the client goes away.
 pub async fn receive(state: AppState, user: UserId, req: &HttpRequest, payload: web::Payload) -> Result<DatasetView> {
     let declared = req.headers().get("content-length").and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
-    let mut form = Form { fields: Multipart::new(req.headers(), payload), broken: false };
+    let mut form = Form::new(req, payload, "name, file and optionally validation");
     let task = actix_web::rt::spawn(async move {
         let result = read(&state, user, &mut form, declared).await;
         if result.is_err() {
@@ -45,21 +45,28 @@ pub async fn receive(state: AppState, user: UserId, req: &HttpRequest, payload: 
     task.await.map_err(Error::defect)?
 }
 
-struct Form {
+/// A multipart form that arrives.
+pub(crate) struct Form {
     fields: Multipart,
+    /// The fields it should have, for a refusal.
+    wanted: &'static str,
     /// After an error the stream must not be polled again.
     broken: bool,
 }
 
 impl Form {
-    async fn next(&mut self) -> Result<Option<Field>> {
-        let field = in_time(self.fields.try_next()).await;
+    pub fn new(req: &HttpRequest, payload: web::Payload, wanted: &'static str) -> Self {
+        Self { fields: Multipart::new(req.headers(), payload), wanted, broken: false }
+    }
+
+    pub async fn next(&mut self) -> Result<Option<Field>> {
+        let field = in_time(self.fields.try_next(), self.wanted).await;
         self.broken = field.is_err();
         field
     }
 
     /// Reads what is left and throws it away.
-    async fn drain(self) {
+    pub async fn drain(self) {
         if !self.broken {
             let rest = self.fields.try_for_each(|field| field.try_for_each(|_| future::ok(())));
             // Nothing to do when the rest is slow or broken: the refusal is what counts.
@@ -94,14 +101,21 @@ async fn name(form: &mut Form) -> Result<String> {
     if field.name() != Some("name") {
         return Err(missing());
     }
+    text(&mut field).await
+}
+
+/// A field that is a short text.
+pub(crate) async fn text(field: &mut Field) -> Result<String> {
+    let name = field.name().unwrap_or("form").to_owned();
+    let refuse = |why: &str| Error::refused(Code::Invalid, format!("{name}: {why}"));
     let mut text = Vec::new();
-    while let Some(chunk) = in_time(field.try_next()).await? {
-        if text.len() + chunk.len() > MAX_NAME_BYTES {
-            return Err(Error::refused(Code::Invalid, "name: is too long; use at most 96 characters"));
+    while let Some(chunk) = in_time(field.try_next(), "short texts beside the file").await? {
+        if text.len() + chunk.len() > MAX_TEXT_BYTES {
+            return Err(refuse(&format!("is too long; use at most {MAX_TEXT_BYTES} bytes")));
         }
         text.extend_from_slice(&chunk);
     }
-    String::from_utf8(text).map_err(|_| Error::refused(Code::Invalid, "name: is not UTF-8"))
+    String::from_utf8(text).map_err(|_| refuse("is not UTF-8"))
 }
 
 async fn store_files(state: &AppState, dataset: &Dataset, form: &mut Form) -> Result<Vec<(Split, ObjectInfo)>> {
@@ -127,14 +141,18 @@ async fn store_files(state: &AppState, dataset: &Dataset, form: &mut Form) -> Re
     Ok(files)
 }
 
-/// Streams one file to storage. `before` are the bytes of the files before it.
 async fn store(state: &AppState, dataset: &Dataset, split: Split, before: u64, mut field: Field) -> Result<ObjectInfo> {
     let filename = field.content_disposition().and_then(|d| d.get_filename()).unwrap_or_default();
     let key = key(dataset, split, filename);
+    stream_to(state, &key, before, &mut field).await
+}
+
+/// Streams one file to storage. `before` are the bytes of the files before it.
+pub(crate) async fn stream_to(state: &AppState, key: &str, before: u64, field: &mut Field) -> Result<ObjectInfo> {
     let (sender, receiver) = mpsc::channel(BUFFERED_CHUNKS);
     let body = futures::stream::unfold(receiver, async |mut r| r.recv().await.map(|chunk| (chunk, r)));
-    let pump = pump(state, before, &mut field, sender);
-    let (pumped, stored) = future::join(pump, state.gateway.put(&key, body)).await;
+    let pump = pump(state, before, field, sender);
+    let (pumped, stored) = future::join(pump, state.gateway.put(key, body)).await;
     pumped?;
     Ok(stored?)
 }
@@ -143,7 +161,7 @@ async fn store(state: &AppState, dataset: &Dataset, split: Split, before: u64, m
 async fn pump(state: &AppState, before: u64, field: &mut Field, sender: mpsc::Sender<io::Result<Bytes>>) -> Result<()> {
     let mut size = before;
     loop {
-        let chunk = match in_time(field.try_next()).await {
+        let chunk = match in_time(field.try_next(), "whole files").await {
             Ok(Some(chunk)) => chunk,
             Ok(None) => return Ok(()),
             Err(error) => {
@@ -163,12 +181,12 @@ async fn pump(state: &AppState, before: u64, field: &mut Field, sender: mpsc::Se
     }
 }
 
-/// The next piece of a form.
-async fn in_time<T>(next: impl Future<Output = Result<T, MultipartError>>) -> Result<T> {
+/// The next piece of a form; `wanted` is what it should hold.
+async fn in_time<T>(next: impl Future<Output = Result<T, MultipartError>>, wanted: &str) -> Result<T> {
     let problem = match tokio::time::timeout(IDLE, next).await {
         Ok(Ok(piece)) => return Ok(piece),
         Ok(Err(error)) => {
-            format!("form: {error}; send multipart/form-data with name, file and optionally validation")
+            format!("form: {error}; send multipart/form-data with {wanted}")
         }
         Err(_) => format!("form: nothing arrived for {} s; the upload was given up", IDLE.as_secs()),
     };

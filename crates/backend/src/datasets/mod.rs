@@ -60,7 +60,7 @@ const BEAT: Duration = Duration::from_secs(30);
 pub const SILENCE: TimeDelta = TimeDelta::minutes(5);
 
 /// Does `work` on a dataset, and keeps the sweeper and other requests off it meanwhile.
-async fn keep_alive<T>(state: &AppState, dataset: &Dataset, work: impl Future<Output = T>) -> T {
+pub(crate) async fn keep_alive<T>(state: &AppState, dataset: &Dataset, work: impl Future<Output = T>) -> T {
     let id = dataset.id();
     let beat = async {
         loop {
@@ -123,7 +123,7 @@ pub async fn delete(state: &AppState, user: UserId, id_or_name: String) -> Resul
 }
 
 /// Key of a file: `train.jsonl`, `validation.txt`; only the extension comes from the user.
-fn key(dataset: &Dataset, split: Split, filename: &str) -> String {
+pub(crate) fn key(dataset: &Dataset, split: Split, filename: &str) -> String {
     let extension = filename.rsplit_once('.').map(|(_, e)| e.to_ascii_lowercase());
     let extension = extension.filter(|e| (1..=8).contains(&e.len()) && e.chars().all(|c| c.is_ascii_alphanumeric()));
     let stem = name(split);
@@ -137,7 +137,7 @@ const fn name(split: Split) -> &'static str {
     }
 }
 
-fn too_large(state: &AppState) -> Error {
+pub(crate) fn too_large(state: &AppState) -> Error {
     let limit = state.config.dataset_max_bytes;
     Error::refused(Code::TooLarge, format!("a dataset may have at most {limit} bytes; nothing was stored"))
 }

@@ -25,6 +25,8 @@ pub struct Policy {
     pub linger: Duration,
     /// Jobs that may have a trainer at the same time.
     pub max_concurrent: u32,
+    /// Jobs of one user that may be unfinished at the same time.
+    pub max_unfinished: u32,
     /// A live stream whose client takes nothing for this long is dropped.
     pub slow_client: Duration,
     /// How often the reconciler looks at everything, hints or not.
@@ -44,6 +46,7 @@ impl Default for Policy {
             pause_grace: Duration::from_secs(60),
             linger: Duration::from_secs(15),
             max_concurrent: 1,
+            max_unfinished: 1000,
             slow_client: Duration::from_secs(10),
             tick: Duration::from_secs(1),
         }
@@ -51,8 +54,8 @@ impl Default for Policy {
 }
 
 impl Policy {
-    /// Reads `LEASE_SECONDS`, `HEARTBEAT_SECONDS`, `CLAIM_SECONDS`, `RETRY_SECONDS`, `SLOW_CLIENT_SECONDS`
-    /// and `MAX_CONCURRENT_JOBS`.
+    /// Reads `LEASE_SECONDS`, `HEARTBEAT_SECONDS`, `CLAIM_SECONDS`, `RETRY_SECONDS`, `SLOW_CLIENT_SECONDS`,
+    /// `MAX_CONCURRENT_JOBS` and `MAX_UNFINISHED_JOBS`.
     pub fn from_env(env: &Env) -> Result<Self, EnvError> {
         let base = Self::default();
         let policy = Self {
@@ -62,6 +65,7 @@ impl Policy {
             retry_first: seconds(env, "RETRY_SECONDS", base.retry_first)?,
             slow_client: seconds(env, "SLOW_CLIENT_SECONDS", base.slow_client)?,
             max_concurrent: env.parse_or("MAX_CONCURRENT_JOBS", base.max_concurrent)?,
+            max_unfinished: env.parse_or("MAX_UNFINISHED_JOBS", base.max_unfinished)?,
             ..base
         };
         let invalid = |name: &str, value: String, reason: &str| {

@@ -2,7 +2,7 @@
 
 use super::{check::training_config, invalid};
 use crate::{
-    creation::Wanted,
+    creation::{Limits, Wanted},
     db::Conn,
     error::{Error, Result},
     store::{
@@ -35,14 +35,14 @@ async fn published(conn: &mut Conn, id: VersionId, verb: &str) -> Result<(Versio
     Ok((row, steps))
 }
 
-/// Creates and queues a job with what a published version says; `memory` as in [`Wanted::insert`].
+/// Creates and queues a job with what a published version says, within `limits`.
 pub async fn launch(
     conn: &mut Conn,
     user: UserId,
     id: VersionId,
     request: LaunchVersion,
     key: Option<&IdempotencyKey>,
-    memory: Option<u64>,
+    limits: Limits,
 ) -> Result<JobView> {
     if let Some(reply) = idempotency::claim(conn, user, key).await? {
         return Ok(reply);
@@ -59,7 +59,7 @@ pub async fn launch(
     let deploy = steps.deploy.unwrap_or_default();
     let origin = Origin { version: Some(id), gpu_config: deploy.gpu_config, budget_limit: deploy.budget_limit };
     let wanted = Wanted::read(CreateJob { config, max_attempts: request.max_attempts }, origin)?;
-    let view = wanted.insert(conn, user, memory).await?;
+    let view = wanted.insert(conn, user, limits).await?;
     idempotency::keep(conn, user, key, &view).await?;
     Ok(view)
 }

@@ -3,7 +3,11 @@
 use super::{Json, Name, page::PageQuery, signed, unsigned};
 use crate::{db::Conn, error::Result, schema::datasets};
 use chrono::{DateTime, Utc};
-use diesel::prelude::*;
+use diesel::{
+    dsl::{not, sql},
+    prelude::*,
+    sql_types::Bool,
+};
 use diesel_async::RunQueryDsl;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -201,8 +205,8 @@ impl Dataset {
         Ok(())
     }
 
-    /// Deleted datasets whose objects are still there, and uploads without a sign of life since
-    /// `streams_before` (through the backend) or `sessions_before` (straight to storage).
+    /// Deleted datasets whose objects are still there and no unfinished job needs, and uploads without a sign of
+    /// life since `streams_before` (through the backend) or `sessions_before` (straight to storage).
     pub async fn stale(
         conn: &mut Conn,
         streams_before: DateTime<Utc>,
@@ -212,7 +216,11 @@ impl Dataset {
         let dead = datasets::updated_at.lt(sessions_before).or(datasets::updated_at.lt(streams_before).and(streamed));
         let unfinished = datasets::deleted_at.is_null().and(datasets::status.ne(Name(DatasetStatus::Ready))).and(dead);
         // A request that deletes purges by itself; the sweeper only takes over when it did not get there.
-        let deleted = datasets::deleted_at.lt(streams_before).assume_not_null();
+        let needed = sql::<Bool>(
+            "EXISTS (SELECT FROM training_jobs j WHERE datasets.id IN (j.dataset_id, j.validation_dataset_id)
+                 AND j.state NOT IN ('succeeded', 'failed', 'cancelled') AND j.deleted_at IS NULL)",
+        );
+        let deleted = datasets::deleted_at.lt(streams_before).assume_not_null().and(not(needed));
         let rows = datasets::table.filter(datasets::purged_at.is_null()).filter(unfinished.or(deleted));
         Ok(rows.select(Self::as_select()).limit(100).load(conn).await?)
     }

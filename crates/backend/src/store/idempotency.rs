@@ -9,12 +9,16 @@ use crate::{
     error::{Error, Result},
     schema::idempotency_keys as keys,
 };
-use diesel::prelude::*;
+use chrono::{TimeDelta, Utc};
+use diesel::{prelude::*, sql_types::Text};
 use diesel_async::RunQueryDsl;
 use serde::{Serialize, de::DeserializeOwned};
 use sha2::{Digest, Sha256};
 use std::fmt::Debug;
-use wire::{ids::UserId, problem::Code};
+use wire::{
+    ids::{KeyId, UserId},
+    problem::Code,
+};
 
 const MAX_LENGTH: usize = 200;
 
@@ -36,6 +40,42 @@ impl IdempotencyKey {
         let body = serde_json::to_vec(&serde_json::to_value(body)?)?;
         let digest = Sha256::new().chain_update(scope).chain_update([0]).chain_update(body);
         Ok(Self { key: key.to_owned(), body_hash: digest.finalize().to_vec() })
+    }
+
+    /// For a request without a key: the next one of the same API key with the same body is another request, unless its
+    /// client says that it sends it again.
+    pub fn of_content<B: Serialize>(key: KeyId, scope: &str, body: &B) -> Result<Self> {
+        let body_hash = Self::new("-", scope, body)?.body_hash;
+        Ok(Self { key: format!("sdk:{key}:{}", hex::encode(&body_hash)), body_hash })
+    }
+
+    /// Waits for another request of this key that is being served, and makes later ones wait for ours.
+    pub async fn lock(&self, conn: &mut Conn) -> Result<()> {
+        let lock = diesel::sql_query("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))");
+        lock.bind::<Text, _>(&self.key).execute(conn).await?;
+        Ok(())
+    }
+
+    /// Locks, and gives the reply to the same request within the last minute.
+    pub async fn recent<R>(&self, conn: &mut Conn, user: UserId) -> Result<Option<R>>
+    where
+        R: DeserializeOwned + Debug + Send + 'static,
+    {
+        self.lock(conn).await?;
+        let minute_ago = Utc::now() - TimeDelta::seconds(60);
+        let row = keys::table.find((user.0, &self.key)).filter(keys::created_at.gt(minute_ago)).select(keys::reply);
+        let reply: Option<Option<Json<R>>> = row.first(conn).await.optional()?;
+        Ok(reply.flatten().map(|r| r.0))
+    }
+
+    /// Stores the reply in place of an earlier one.
+    pub async fn keep_latest<R: Serialize>(&self, conn: &mut Conn, user: UserId, reply: &R) -> Result<()> {
+        let reply = Json(serde_json::to_value(reply)?);
+        let set = (keys::status.eq(201), keys::reply.eq(reply), keys::created_at.eq(Utc::now()));
+        let values = (keys::user_id.eq(user.0), keys::key.eq(&self.key), keys::body_hash.eq(&self.body_hash));
+        let insert = diesel::insert_into(keys::table).values((values, set.clone()));
+        insert.on_conflict((keys::user_id, keys::key)).do_update().set(set).execute(conn).await?;
+        Ok(())
     }
 
     /// The stored reply when the same request was served before; `None` when it is ours to serve.
@@ -94,6 +134,6 @@ pub async fn keep<R: Serialize + Sync>(
 
 /// Forgets keys older than a day.
 pub async fn forget_old(conn: &mut Conn) -> Result<usize> {
-    let day_ago = chrono::Utc::now() - chrono::TimeDelta::days(1);
+    let day_ago = Utc::now() - TimeDelta::days(1);
     Ok(diesel::delete(keys::table.filter(keys::created_at.lt(day_ago))).execute(conn).await?)
 }

@@ -108,6 +108,8 @@ pub struct NewJob {
     pub name: String,
     pub config: TrainingConfig,
     pub spec: SpecSnapshot,
+    /// Whose rows are held out, when they are not of the training dataset.
+    pub validation_dataset: Option<DatasetId>,
     pub max_attempts: i32,
     pub origin: Origin,
 }
@@ -127,6 +129,7 @@ impl NewJob {
             jobs::dataset_id.eq(self.spec.dataset.id.0),
             jobs::dataset_name.eq(self.spec.dataset.name.clone()),
             jobs::spec.eq(Json(self.spec)),
+            jobs::validation_dataset_id.eq(self.validation_dataset.map(|d| d.0)),
             jobs::max_attempts.eq(self.max_attempts),
             jobs::version_id.eq(self.origin.version.map(|v| v.0)),
             jobs::gpu_config.eq(self.origin.gpu_config),
@@ -135,6 +138,11 @@ impl NewJob {
         diesel::insert_into(jobs::table).values(values).execute(conn).await?;
         Ok(id)
     }
+}
+
+/// Names of the terminal states.
+fn over() -> Vec<&'static str> {
+    JobState::ALL.into_iter().filter(|s| s.is_terminal()).map(JobState::as_str).collect()
 }
 
 impl Job {
@@ -157,12 +165,17 @@ impl Job {
         Ok(rows.select(Self::as_select()).load(conn).await?)
     }
 
+    /// How many jobs of the tenant are not over.
+    pub async fn unfinished(conn: &mut Conn) -> Result<i64> {
+        let rows = jobs::table.filter(jobs::state.ne_all(over())).filter(jobs::deleted_at.is_null());
+        Ok(rows.count().get_result(conn).await?)
+    }
+
     /// Ids of jobs that still need this dataset.
     pub async fn unfinished_with_dataset(conn: &mut Conn, dataset: DatasetId) -> Result<Vec<JobId>> {
-        let over = JobState::ALL.into_iter().filter(|s| s.is_terminal()).map(JobState::as_str);
         let rows = jobs::table
-            .filter(jobs::dataset_id.eq(dataset.0))
-            .filter(jobs::state.ne_all(over.collect::<Vec<_>>()))
+            .filter(jobs::dataset_id.eq(dataset.0).or(jobs::validation_dataset_id.assume_not_null().eq(dataset.0)))
+            .filter(jobs::state.ne_all(over()))
             .filter(jobs::deleted_at.is_null());
         let ids: Vec<Uuid> = rows.select(jobs::id).limit(10).load(conn).await?;
         Ok(ids.into_iter().map(JobId).collect())

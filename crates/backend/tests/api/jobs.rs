@@ -214,7 +214,7 @@ async fn jobs_are_listed_newest_first_and_by_state() {
 }
 
 /// Metric rows (attempt, step, name, value) of a job, as its trainer's reports leave them.
-async fn store_metrics(app: &TestApp, job: JobId, rows: &[(i32, i64, &str, f64)]) {
+pub async fn store_metrics(app: &TestApp, job: JobId, rows: &[(i32, i64, &str, f64)]) {
     use schema::metrics_points as m;
     let user = app.user.0;
     let rows: Vec<(i32, i64, String, f64)> = rows.iter().map(|(a, s, n, v)| (*a, *s, (*n).to_owned(), *v)).collect();
@@ -334,4 +334,20 @@ async fn another_user_sees_nothing_of_a_job() {
     let missing = other(&format!("/training/jobs/{job}")).await.problem().replace(&job.to_string(), "JOB");
     assert_snapshot!(missing, @"404 NOT_FOUND: no job JOB; `GET /training/jobs` lists yours");
     other("/training/jobs/not-an-id").await.expect(404);
+}
+
+#[tokio::test]
+async fn rows_of_another_dataset_can_be_held_out() {
+    let app = TestApp::ready_to_train().await;
+    app.upload("held-out", chat_rows(2)).await.expect(201);
+    app.upload_form(crate::app::form("prose", "Once upon a time.\n")).await.expect(201);
+    let job = app.create_job(with(json!({"validation_dataset": "held-out"}))).await.expect(201);
+    assert_eq!(job["config"]["validation_dataset"], "held-out");
+    let refused = app.create_job(with(json!({"validation_dataset": "prose"}))).await.problem();
+    assert_snapshot!(refused, @r"
+    422 INVALID: training configuration: validation_dataset: must be of the same format as `dataset`
+    - validation_dataset: must be of the same format as `dataset`
+    ");
+    let unknown = app.create_job(with(json!({"validation_dataset": "heldout"}))).await.problem();
+    assert_snapshot!(unknown, @"404 NOT_FOUND: no dataset named `heldout`; did you mean held-out?");
 }

@@ -9,6 +9,7 @@ mod datasets;
 mod fit;
 mod jobs;
 mod models;
+mod openai;
 mod packages;
 mod schema;
 mod sweep;

@@ -127,6 +127,10 @@ async fn a_tenant_may_write_only_what_requests_of_users_change() {
     model_artifacts: SELECT UPDATE
     models: DELETE INSERT SELECT UPDATE
     notifications: INSERT SELECT UPDATE
+    openai_files: INSERT SELECT UPDATE
+    openai_jobs: INSERT SELECT UPDATE
+    openai_upload_parts: INSERT SELECT
+    openai_uploads: INSERT SELECT UPDATE
     training_configs: INSERT SELECT UPDATE
     training_jobs: INSERT SELECT UPDATE
     training_package_versions: DELETE INSERT SELECT UPDATE

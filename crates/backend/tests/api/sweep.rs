@@ -12,7 +12,7 @@ use std::sync::Arc;
 use wire::dataset::{CreatedDataset, DatasetStatus};
 
 /// The state of a backend in this process, beside the one that serves.
-fn state(app: &TestApp) -> AppState {
+pub fn state(app: &TestApp) -> AppState {
     let env: Env = [
         ("DATABASE_URL", app.database_url.as_str()),
         ("STORAGE_GATEWAY_URL", app.gateway_url()),

@@ -115,6 +115,8 @@ impl Reconciler {
         let mut read =
             vec![model.prefix.clone(), layout::dataset_prefix(user, dataset.id), layout::job_prefix(user, job)];
         read.extend(adapter.as_ref().map(|a| a.prefix.clone()));
+        // It may be a file of another dataset.
+        read.extend(dataset.validation.as_ref().map(|file| file.key.clone()));
         let (epoch, write) = (at.job.epoch, vec![output_prefix.clone()]);
         let grant = JobGrant { user, job, attempt, epoch, read, write };
         Ok(LaunchSpec {

@@ -1,0 +1,1 @@
+DROP TABLE openai_upload_parts, openai_uploads;
