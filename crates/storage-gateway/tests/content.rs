@@ -93,6 +93,7 @@ async fn a_sound_model_is_described() {
     let expected = json!({
         "architecture": "LlamaForCausalLM", "parameters": 10, "dtype": "F32", "vocab_size": 32,
         "context_length": 64, "has_chat_template": true,
+        "shape": { "layers": 0, "hidden": 0, "parameters": 10, "wide_parameters": 6, "projections": [] },
     });
     assert_eq!(info, expected);
     let info = inspect(&gateway, "shards", &sharded()).await.expect(StatusCode::OK).json();
