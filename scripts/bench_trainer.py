@@ -37,7 +37,7 @@ REPORT = ROOT / "docs" / "benchmarks" / "trainer.md"
 CASES = [
     ("small", 2, 4, "hidden 512 x 8 layers, 4 x 512 tokens"),
     ("small", 1, 2, "the same, one thread"),
-    ("smollm", 2, 1, "SmolLM2-135M's configuration, 2 x 1024 tokens"),
+    ("smollm", 2, 2, "SmolLM2-135M's configuration, 2 x 1024 tokens"),
     ("chat", 2, 5, "the small model, 40 conversations, batches of 8"),
 ]
 # Textbook work per token of the small case: 4 for every weight of the base and 6 for every one of the adapters, and six
