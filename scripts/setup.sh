@@ -15,7 +15,7 @@ have_postgres() {
 # Prints the packages that are missing.
 missing_debian() {
   have_postgres || echo postgresql
-  have cc || echo build-essential
+  { have cc && have c++; } || echo build-essential
   have mold || echo mold
   have pkg-config || echo pkg-config
   have curl || echo curl
@@ -58,7 +58,7 @@ elif [ "$(uname -s)" = Darwin ]; then
   [ ${#missing[@]} -eq 0 ] || { say "missing: ${missing[*]}; install them with: brew install ${missing[*]}"; exit 1; }
 else
   have_postgres || { say "missing: the Postgres server (initdb); install your system's package of it"; exit 1; }
-  have cc || { say "missing: a C compiler; install your system's package of it"; exit 1; }
+  { have cc && have c++; } || { say "missing: a C and C++ compiler; install your system's package of them"; exit 1; }
 fi
 
 if ! have cargo; then

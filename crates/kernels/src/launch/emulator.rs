@@ -17,7 +17,7 @@ thread_local! {
 /// A library of emulated kernels. Never unloaded.
 #[derive(Debug)]
 pub struct Emulator {
-    library: *mut c_void,
+    handle: *mut c_void,
     /// Threads and shared memory of the emulated device exist once.
     running: Mutex<()>,
 }
@@ -43,7 +43,7 @@ impl Emulator {
         if handle.is_null() {
             bail!("{} cannot be loaded", library.display());
         }
-        Ok(Self { library: handle, running: Mutex::new(()) })
+        Ok(Self { handle, running: Mutex::new(()) })
     }
 
     /// # Safety
@@ -53,7 +53,7 @@ impl Emulator {
         let name = CString::new(kernel).map_err(candle_core::Error::wrap)?;
         let _running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: the handle is that of a loaded library.
-        let function = unsafe { libc::dlsym(self.library, name.as_ptr()) };
+        let function = unsafe { libc::dlsym(self.handle, name.as_ptr()) };
         if function.is_null() {
             bail!("the emulator has no kernel {kernel}");
         }

@@ -85,45 +85,35 @@ fn run(by: By, inputs: &[Input], data: &[Vec<f32>], op: &dyn Fn(&[Tensor]) -> Re
     Run { value: values(&y), gradients: vars.iter().map(|v| gradients.get(v).map(values)).collect() }
 }
 
-/// The CUDA kernels, compiled for this CPU. `None`, with a line that says so, where there is no C++ compiler.
-pub fn emulator() -> Option<Arc<Emulator>> {
-    static EMULATOR: OnceLock<Option<Arc<Emulator>>> = OnceLock::new();
-    EMULATOR
-        .get_or_init(|| {
-            let library = compile()?;
-            // SAFETY: the library was made from the kernels of this crate.
-            Some(Arc::new(unsafe { Emulator::load(&library) }.unwrap()))
-        })
-        .clone()
+/// The CUDA kernels, compiled for this CPU.
+pub fn emulator() -> Arc<Emulator> {
+    static EMULATOR: OnceLock<Arc<Emulator>> = OnceLock::new();
+    // SAFETY: the library was made from the kernels of this crate.
+    EMULATOR.get_or_init(|| Arc::new(unsafe { Emulator::load(&compile()) }.unwrap())).clone()
 }
 
 /// The emulated kernels as a library, made once for all test processes.
-#[expect(clippy::print_stdout, reason = "a check left out is said in the log")]
-fn compile() -> Option<PathBuf> {
+fn compile() -> PathBuf {
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda");
     let made = |path: &Path| path.metadata().and_then(|m| m.modified()).ok();
     let changed = ["kernels.cu", "emulator.hpp"].map(|name| made(&sources.join(name))).into_iter().max().unwrap();
     let library = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels.so");
     if made(&library) > changed {
-        return Some(library);
+        return library;
     }
     let unfinished = library.with_extension(std::process::id().to_string());
     let mut compiler = Command::new("c++");
     compiler.args(["-std=c++17", "-O2", "-U_FORTIFY_SOURCE", "-shared", "-fPIC", "-include"]);
     compiler.arg(sources.join("emulator.hpp")).args(["-x", "c++"]).arg(sources.join("kernels.cu"));
-    match compiler.arg("-o").arg(&unfinished).status() {
-        Ok(status) => assert!(status.success(), "the kernels do not compile as C++: {status}"),
-        Err(e) => {
-            println!("the CUDA kernels are not checked: there is no C++ compiler ({e})");
-            return None;
-        }
-    }
+    let status = compiler.arg("-o").arg(&unfinished).status();
+    let status = status.unwrap_or_else(|e| panic!("`make setup` installs a C++ compiler, but c++ does not run: {e}"));
+    assert!(status.success(), "the kernels do not compile as C++: {status}");
     std::fs::rename(&unfinished, &library).unwrap();
-    Some(library)
+    library
 }
 
-/// Checks `op`, as the CPU runs it, in its portable form, and with the CUDA kernels emulated, against `naive`, which maps the inputs' values to the
-/// output's, both row-major.
+/// Checks `op`, as the CPU runs it, in its portable form, and with the CUDA kernels emulated, against `naive`, which
+/// maps the inputs' values to the output's, both row-major.
 ///
 /// `tolerance` is on the difference relative to the largest element of the tensor compared. Every input
 /// is a candle variable; one that is not `trained` must get no gradient all the same.
@@ -139,9 +129,8 @@ pub fn check(
     };
     let data: Vec<Vec<f32>> = inputs.iter().enumerate().map(scaled).collect();
     let both = || [By::Candle, By::Tape].map(|by| run(by, inputs, &data, op));
-    let kernels = emulator();
-    let mut forms = vec![("cpu", both()), ("portable", with_portable(both))];
-    forms.extend(kernels.map(|e| ("cuda kernels", with_emulator(&e, both))));
+    let emulated = with_emulator(&emulator(), both);
+    let forms = [("cpu", both()), ("portable", with_portable(both)), ("cuda kernels", emulated)];
     for (form, [first, second]) in &forms {
         assert_eq!(bits(&first.value), bits(&second.value), "{form}: two runs gave different values");
     }
