@@ -4,6 +4,7 @@ pub mod client;
 pub mod env;
 pub mod error;
 pub mod memory;
+pub mod outgoing;
 pub mod server;
 pub mod telemetry;
 pub mod token;
