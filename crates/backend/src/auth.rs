@@ -2,20 +2,22 @@
 //! revoked or expired one.
 
 use crate::{
+    api::guard::Admitted,
     db::Conn,
     error::{Error, Result},
     schema::{api_keys, users},
     state::AppState,
 };
-use actix_web::{FromRequest, HttpRequest, dev::Payload, web};
+use actix_web::{FromRequest, HttpMessage, HttpRequest, dev::Payload};
 use chrono::{DateTime, TimeDelta, Utc};
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
-use futures::{FutureExt, future::LocalBoxFuture};
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
+use std::future::{Ready, ready};
 use uuid::Uuid;
 use wire::{
+    account::{Role, Scope},
     ids::{KeyId, UserId},
     problem::Code,
 };
@@ -23,57 +25,37 @@ use wire::{
 /// Characters of a key that lists may show.
 const SHOWN: usize = 12;
 
-/// An authenticated user: every handler that touches tenant data takes one.
+/// An authenticated user: every handler that touches tenant data takes one. The guard has put it into the request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AuthUser {
     pub user_id: UserId,
     pub key_id: KeyId,
     pub name: String,
+    pub email: Option<String>,
+    pub role: Role,
+    /// What the key may do.
+    pub scopes: Vec<Scope>,
     /// First characters of the key that was used.
     pub key_prefix: String,
 }
 
-/// As [`AuthUser`], but the key may also come as `?token=`, because browsers cannot set headers on a
-/// WebSocket. For that route only: URLs end up in logs of proxies.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct WsUser(pub AuthUser);
-
 impl FromRequest for AuthUser {
     type Error = Error;
-    type Future = LocalBoxFuture<'static, Result<Self>>;
+    type Future = Ready<Result<Self>>;
 
     fn from_request(req: &HttpRequest, _: &mut Payload) -> Self::Future {
-        let key = service::token::bearer(req).map(SecretString::from);
-        authenticate(req, key)
-    }
-}
-
-#[derive(serde::Deserialize)]
-struct TokenQuery {
-    token: Option<SecretString>,
-}
-
-impl FromRequest for WsUser {
-    type Error = Error;
-    type Future = LocalBoxFuture<'static, Result<Self>>;
-
-    fn from_request(req: &HttpRequest, _: &mut Payload) -> Self::Future {
-        let query = web::Query::<TokenQuery>::from_query(req.query_string()).ok().and_then(|q| q.into_inner().token);
-        let key = service::token::bearer(req).map(SecretString::from).or(query);
-        authenticate(req, key).map(|user| user.map(WsUser)).boxed_local()
+        let extensions = req.extensions();
+        let admitted = extensions.get::<Admitted>().filter(|a| a.operation.takes(req.match_info().iter().map(|p| p.0)));
+        let user = admitted.map(|a| a.user.clone());
+        ready(user.ok_or_else(|| Error::defect("a handler of users was reached as another operation")))
     }
 }
 
 /// The user `key` belongs to.
-pub(crate) fn authenticate(req: &HttpRequest, key: Option<SecretString>) -> LocalBoxFuture<'static, Result<AuthUser>> {
-    let state = req.app_data::<web::Data<AppState>>().cloned();
-    async move {
-        let state = state.ok_or_else(|| Error::defect("the application has no state"))?;
-        let key = key.ok_or_else(refused)?;
-        let hash = hash(&key);
-        state.db.system(async move |conn| find(conn, &hash).await).await?.ok_or_else(refused)
-    }
-    .boxed_local()
+pub(crate) async fn authenticate(state: &AppState, key: Option<SecretString>) -> Result<AuthUser> {
+    let key = key.ok_or_else(refused)?;
+    let hash = hash(&key);
+    state.db.system(async move |conn| find(conn, &hash).await).await?.ok_or_else(refused)
 }
 
 fn refused() -> Error {
@@ -84,35 +66,64 @@ fn hash(key: &SecretString) -> Vec<u8> {
     Sha256::digest(key.expose_secret().as_bytes()).to_vec()
 }
 
-/// Key, user, user's name, key prefix, last use, expiry.
-type KeyRow = (Uuid, Uuid, String, String, Option<DateTime<Utc>>, Option<DateTime<Utc>>);
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = users, check_for_backend(diesel::pg::Pg))]
+struct UserRow {
+    id: Uuid,
+    name: String,
+    email: Option<String>,
+    role: String,
+}
+
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = api_keys, check_for_backend(diesel::pg::Pg))]
+struct KeyRow {
+    id: Uuid,
+    prefix: String,
+    scopes: Vec<String>,
+    last_used_at: Option<DateTime<Utc>>,
+    expires_at: Option<DateTime<Utc>>,
+}
 
 /// The user a live key belongs to. Notes the use of the key at most once a minute.
 async fn find(conn: &mut Conn, hash: &[u8]) -> Result<Option<AuthUser>> {
     let live = api_keys::revoked_at.is_null().and(users::deleted_at.is_null());
-    let row: Option<KeyRow> = api_keys::table
+    let row: Option<(KeyRow, UserRow)> = api_keys::table
         .inner_join(users::table.on(users::id.eq(api_keys::user_id)))
         .filter(api_keys::key_hash.eq(hash))
         .filter(live)
-        .select((api_keys::id, users::id, users::name, api_keys::prefix, api_keys::last_used_at, api_keys::expires_at))
+        .select((KeyRow::as_select(), UserRow::as_select()))
         .first(conn)
         .await
         .optional()?;
-    let Some((key, user, name, key_prefix, last_used, expires)) = row else { return Ok(None) };
+    let Some((key, user)) = row else { return Ok(None) };
     let now = Utc::now();
-    if expires.is_some_and(|at| at <= now) {
+    if key.expires_at.is_some_and(|at| at <= now) {
         return Ok(None);
     }
-    if last_used.is_none_or(|at| at + TimeDelta::minutes(1) < now) {
-        let this = api_keys::table.find(key);
+    if key.last_used_at.is_none_or(|at| at + TimeDelta::minutes(1) < now) {
+        let this = api_keys::table.find(key.id);
         diesel::update(this).set(api_keys::last_used_at.eq(now)).execute(conn).await?;
     }
-    Ok(Some(AuthUser { user_id: UserId(user), key_id: KeyId(key), name, key_prefix }))
+    Ok(Some(AuthUser {
+        user_id: UserId(user.id),
+        key_id: KeyId(key.id),
+        name: user.name,
+        email: user.email,
+        role: role(&user.role),
+        // A name this version does not know grants nothing.
+        scopes: key.scopes.iter().filter_map(|s| s.parse().ok()).collect(),
+        key_prefix: key.prefix,
+    }))
 }
 
-/// Makes `key` the only bootstrap key of the user `name`, who is created when missing.
-pub async fn bootstrap(conn: &mut Conn, name: &str, key: &SecretString) -> Result<UserId> {
-    let user = ensure_user(conn, name).await?;
+fn role(name: &str) -> Role {
+    if name == Role::Admin.as_str() { Role::Admin } else { Role::User }
+}
+
+/// Makes `key` the only bootstrap key of the user `name`, who is created when missing and gets the role.
+pub async fn bootstrap(conn: &mut Conn, name: &str, role: Role, key: &SecretString) -> Result<UserId> {
+    let user = ensure_user(conn, name, role).await?;
     let hash = hash(key);
     let others = api_keys::table
         .filter(api_keys::user_id.eq(user.0))
@@ -137,13 +148,14 @@ pub async fn bootstrap(conn: &mut Conn, name: &str, key: &SecretString) -> Resul
     Ok(user)
 }
 
-async fn ensure_user(conn: &mut Conn, name: &str) -> Result<UserId> {
-    diesel::insert_into(users::table)
-        .values((users::id.eq(UserId::random().0), users::name.eq(name)))
+async fn ensure_user(conn: &mut Conn, name: &str, role: Role) -> Result<UserId> {
+    let id = diesel::insert_into(users::table)
+        .values((users::id.eq(UserId::random().0), users::name.eq(name), users::role.eq(role.as_str())))
         .on_conflict(users::name)
-        .do_nothing()
-        .execute(conn)
+        .do_update()
+        .set(users::role.eq(role.as_str()))
+        .returning(users::id)
+        .get_result(conn)
         .await?;
-    let id = users::table.filter(users::name.eq(name)).select(users::id).first(conn).await?;
     Ok(UserId(id))
 }

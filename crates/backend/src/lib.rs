@@ -23,7 +23,7 @@ pub mod sweep;
 pub use error::{Error, Result};
 pub use state::AppState;
 
-use actix_web::web;
+use actix_web::{middleware::from_fn, web};
 use anyhow::Context;
 use config::Config;
 use db::{Db, Direction};
@@ -33,6 +33,7 @@ use jobs::Jobs;
 use service::{Env, server, telemetry};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
+use wire::account::Role;
 
 /// Runs the backend until SIGTERM or SIGINT. Needs a multi-threaded runtime.
 pub async fn run(env: Env) -> anyhow::Result<()> {
@@ -53,7 +54,7 @@ pub async fn run(env: Env) -> anyhow::Result<()> {
         config: Arc::new(config),
     };
     if let Some(key) = state.config.bootstrap_key.clone() {
-        let stored = state.db.system(async move |conn| auth::bootstrap(conn, "local", &key).await).await;
+        let stored = state.db.system(async move |conn| auth::bootstrap(conn, "local", Role::Admin, &key).await).await;
         stored.context("cannot store the bootstrap key")?;
     }
     let stop = CancellationToken::new();
@@ -61,8 +62,9 @@ pub async fn run(env: Env) -> anyhow::Result<()> {
     let jobs = Jobs::start(&state, &stop)?;
     let (shared, job_routes) = (state.clone(), jobs.routes());
     let routes = move |config: &mut web::ServiceConfig| {
-        api::configure(config, &shared);
-        config.configure(&job_routes).configure(openai::configure);
+        let guarded = web::scope("").wrap(from_fn(api::guard::enforce)).configure(api::configure);
+        let guarded = guarded.configure(&job_routes).configure(openai::configure);
+        config.app_data(web::Data::new(shared.clone())).service(guarded);
     };
     server::serve(state.config.server.clone(), listener, telemetry.metrics.clone(), readiness(&state), routes).await?;
     stop.cancel();

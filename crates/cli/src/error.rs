@@ -146,12 +146,14 @@ impl From<Problem> for CliError {
             Code::Unavailable => Exit::Unreachable,
             Code::Unauthorized
             | Code::Forbidden
+            | Code::InsufficientScope
             | Code::Conflict
             | Code::PreconditionFailed
             | Code::PreconditionRequired
             | Code::TargetNotServed
             | Code::StaleAttempt
             | Code::Overloaded
+            | Code::RateLimited
             | Code::Internal => Exit::Failed,
         };
         let hint = (problem.code == Code::Unauthorized)

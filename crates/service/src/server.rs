@@ -134,7 +134,13 @@ async fn render_metrics(handle: web::Data<PrometheusHandle>) -> HttpResponse {
 }
 
 async fn unknown_route(req: HttpRequest) -> Result<HttpResponse, ApiError> {
-    Err(ApiError::new(Code::NotFound, format!("there is no {} {}", req.method(), req.path())))
+    Err(no_route(&req))
+}
+
+/// The answer to what is not served.
+#[must_use]
+pub fn no_route(req: &HttpRequest) -> ApiError {
+    ApiError::new(Code::NotFound, format!("there is no {} {}", req.method(), req.path()))
 }
 
 /// One span, one log line and two metrics per request, under the caller's trace.

@@ -13,6 +13,8 @@ pub enum Code {
     Unauthorized,
     /// Valid credentials without the right to do this.
     Forbidden,
+    /// The key lacks the scope this needs; the detail and `WWW-Authenticate` name it.
+    InsufficientScope,
     /// The named thing does not exist (or is not yours).
     NotFound,
     /// The request contradicts the current state.
@@ -39,6 +41,8 @@ pub enum Code {
     ChecksumMismatch,
     /// Too many requests or a full queue; retry after the given time.
     Overloaded,
+    /// More requests than this key or address may send; `Retry-After` says when it may go on.
+    RateLimited,
     /// A dependency (database, storage, trainer) cannot be reached.
     Unavailable,
     /// The deploy target is not served by this installation yet.
@@ -53,7 +57,7 @@ impl Code {
     pub const fn status(self) -> u16 {
         match self {
             Self::Unauthorized => 401,
-            Self::Forbidden => 403,
+            Self::Forbidden | Self::InsufficientScope => 403,
             Self::NotFound => 404,
             Self::Conflict => 409,
             Self::StaleAttempt => 410,
@@ -66,7 +70,7 @@ impl Code {
             | Self::ModelCorrupt
             | Self::ChecksumMismatch => 422,
             Self::PreconditionRequired => 428,
-            Self::Overloaded => 429,
+            Self::Overloaded | Self::RateLimited => 429,
             Self::Internal => 500,
             Self::TargetNotServed => 501,
             Self::Unavailable => 503,
@@ -79,6 +83,7 @@ impl Code {
         match self {
             Self::Unauthorized => "not authenticated",
             Self::Forbidden => "not allowed",
+            Self::InsufficientScope => "scope missing",
             Self::NotFound => "not found",
             Self::Conflict => "conflict with the current state",
             Self::PreconditionFailed => "changed in the meantime",
@@ -93,6 +98,7 @@ impl Code {
             Self::ModelCorrupt => "unusable model files",
             Self::ChecksumMismatch => "checksum mismatch",
             Self::Overloaded => "overloaded",
+            Self::RateLimited => "too many requests",
             Self::Internal => "internal error",
             Self::Unavailable => "temporarily unavailable",
         }

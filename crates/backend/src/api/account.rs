@@ -8,5 +8,6 @@ use wire::account::Me;
 #[utoipa::path(tag = "account", responses((status = 200, body = Me)))]
 #[get("/api/me")]
 pub async fn get_me(user: AuthUser) -> web::Json<Me> {
-    web::Json(Me { id: user.user_id, name: user.name, key_prefix: user.key_prefix })
+    let AuthUser { user_id: id, name, key_prefix, role, email, scopes, .. } = user;
+    web::Json(Me { id, name, key_prefix, role, email, scopes })
 }

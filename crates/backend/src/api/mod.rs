@@ -8,6 +8,7 @@ pub mod authz;
 mod body;
 pub mod catalog;
 pub mod datasets;
+pub mod guard;
 pub mod jobs;
 pub mod models;
 pub mod openapi;
@@ -15,13 +16,11 @@ pub mod packages;
 mod precondition;
 pub mod versions;
 
-use crate::state::AppState;
 use actix_web::web;
 
-/// All routes of the API.
-pub fn configure(config: &mut web::ServiceConfig, state: &AppState) {
+/// All routes of the API. They run behind [`guard::enforce`], which serves only what the OpenAPI document names.
+pub fn configure(config: &mut web::ServiceConfig) {
     config
-        .app_data(web::Data::new(state.clone()))
         .service(openapi::get_openapi)
         .service(account::get_me)
         .service(datasets::upload_dataset)

@@ -12,6 +12,7 @@ use utoipa::{
         security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme},
     },
 };
+use wire::account::Scope;
 use wire::problem::{PROBLEM_JSON, Problem};
 
 #[derive(OpenApi)]
@@ -127,8 +128,14 @@ impl Modify for Security {
         }
         for (id, operation) in operations_mut(document) {
             let access = MATRIX.iter().find(|(name, _)| *name == id).map(|(_, access)| access);
+            let key = |scopes: &[Scope]| {
+                let scopes = scopes.iter().map(|s| s.as_str());
+                Some(vec![SecurityRequirement::new("api_key", scopes)])
+            };
             operation.security = match access {
-                Some(Access::User) => Some(vec![SecurityRequirement::new("api_key", Vec::<String>::new())]),
+                Some(Access::Caller) => key(&[]),
+                Some(Access::User(scope)) => key(&[*scope]),
+                Some(Access::Admin) => key(&[Scope::Admin]),
                 Some(Access::Job) => Some(vec![SecurityRequirement::new("job_token", Vec::<String>::new())]),
                 Some(Access::Anyone) | None => None,
             };

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     AppState,
-    auth::{AuthUser, WsUser},
+    auth::AuthUser,
     db::Conn,
     error::{Error, Result},
     store::Job,
@@ -169,12 +169,12 @@ pub async fn watch_job(
     body: web::Payload,
     state: State,
     hub: web::Data<Hub>,
-    user: WsUser,
+    user: AuthUser,
     id: web::Path<JobId>,
     query: web::Query<WatchQuery>,
 ) -> actix_web::Result<HttpResponse> {
     let after = query.after.unwrap_or(0);
     let slow = hub.slow_client();
-    let items = stream::open(&state.db, hub.into_inner(), user.0.user_id, *id, after).await?;
+    let items = stream::open(&state.db, hub.into_inner(), user.user_id, *id, after).await?;
     ws::response(&req, body, items, after, slow)
 }

@@ -101,6 +101,7 @@ const fn outside(code: Code) -> (StatusCode, &'static str, Option<&'static str>)
     match code {
         Code::Unauthorized => (StatusCode::UNAUTHORIZED, REQUEST, Some("invalid_api_key")),
         Code::Forbidden => (StatusCode::FORBIDDEN, REQUEST, Some("insufficient_permissions")),
+        Code::InsufficientScope => (StatusCode::FORBIDDEN, REQUEST, Some("missing_scope")),
         Code::NotFound => (StatusCode::NOT_FOUND, REQUEST, Some("not_found")),
         // Preconditions and deployments belong to the native routes.
         Code::PreconditionFailed => (StatusCode::PRECONDITION_FAILED, REQUEST, None),
@@ -113,7 +114,9 @@ const fn outside(code: Code) -> (StatusCode, &'static str, Option<&'static str>)
         Code::DatasetInvalid => (StatusCode::BAD_REQUEST, REQUEST, Some("invalid_file")),
         Code::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, REQUEST, Some("file_too_large")),
         Code::ChecksumMismatch => (StatusCode::UNPROCESSABLE_ENTITY, REQUEST, Some("checksum_mismatch")),
-        Code::Overloaded => (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", Some("rate_limit_exceeded")),
+        Code::Overloaded | Code::RateLimited => {
+            (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", Some("rate_limit_exceeded"))
+        }
         Code::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("service_unavailable")),
         Code::Internal => (StatusCode::INTERNAL_SERVER_ERROR, SERVER, None),
     }
@@ -179,9 +182,9 @@ impl ResponseError for Error {
 }
 
 /// The answer to what is not served.
-pub async fn unknown_route(req: HttpRequest) -> Result<HttpResponse> {
+pub fn unknown_route(req: &HttpRequest) -> Error {
     let message = format!("Unknown request URL: {} {}. Please check the URL for typos.", req.method(), req.path());
-    Err(Error::not_found("unknown_url", message))
+    Error::not_found("unknown_url", message)
 }
 
 /// Extractor settings that answer malformed input with an error object. `limit` caps bodies in bytes.

@@ -15,17 +15,32 @@ pub mod results;
 pub mod uploads;
 
 use actix_web::web;
+use std::borrow::Cow;
 
 /// Cap on bodies in bytes, files apart.
 const BODY_LIMIT: usize = 2 << 20;
+
+/// The path in the OpenAPI document of a path that Azure's clients use.
+#[must_use]
+pub fn canonical(path: &str) -> Cow<'_, str> {
+    match path.strip_prefix("/openai/v1").or_else(|| path.strip_prefix("/openai")) {
+        Some(rest) if rest.is_empty() || rest.starts_with('/') => Cow::Owned(format!("/v1{rest}")),
+        _ => Cow::Borrowed(path),
+    }
+}
+
+/// Whether what is below this path speaks OpenAI's dialect.
+#[must_use]
+pub fn speaks(path: &str) -> bool {
+    matches!(path.split('/').nth(1), Some("v1" | "openai"))
+}
 
 /// All routes, also below the paths that Azure's clients use.
 pub fn configure(config: &mut web::ServiceConfig) {
     // The longer path first: the shorter one would take its requests.
     for path in ["/v1", "/openai/v1", "/openai"] {
         let (payload, paths) = error::extractors(BODY_LIMIT);
-        let scope = web::scope(path).app_data(payload).app_data(paths).configure(routes);
-        config.service(scope.default_service(web::to(error::unknown_route)));
+        config.service(web::scope(path).app_data(payload).app_data(paths).configure(routes));
     }
 }
 

@@ -1,7 +1,6 @@
 //! Models: the base models of the registry, and the results of fine-tuning jobs.
 
 use super::{
-    auth::ApiUser,
     error::{Error, Result},
     jobs::{rows::Record, view::Status},
     list::List,
@@ -53,7 +52,7 @@ fn model(id: String, created: DateTime<Utc>, owned_by: &str) -> ModelObject {
 #[utoipa::path(tag = "openai", context_path = "/v1", operation_id = "list_openai_models",
     responses((status = 200, body = List<ModelObject>)))]
 #[get("/models")]
-pub async fn list_openai_models(state: State, user: ApiUser) -> Result<web::Json<List<ModelObject>>> {
+pub async fn list_openai_models(state: State, user: AuthUser) -> Result<web::Json<List<ModelObject>>> {
     let read = async |conn: &mut Conn| Ok((base_models(conn).await?, tuned_models(conn).await?));
     let (bases, tuned) = state.db.tenant(user.user_id, read).await?;
     let bases = bases.into_iter().map(|(name, at)| model(name, at, REGISTRY));
@@ -67,7 +66,7 @@ pub async fn list_openai_models(state: State, user: ApiUser) -> Result<web::Json
 #[utoipa::path(tag = "openai", context_path = "/v1", params(("id" = String, Path)),
     responses((status = 200, body = ModelObject)))]
 #[get("/models/{id}")]
-pub async fn get_openai_model(state: State, user: ApiUser, id: web::Path<String>) -> Result<web::Json<ModelObject>> {
+pub async fn get_openai_model(state: State, user: AuthUser, id: web::Path<String>) -> Result<web::Json<ModelObject>> {
     find(&state, &user, &id).await.map(web::Json)
 }
 
@@ -77,7 +76,7 @@ pub async fn get_openai_model(state: State, user: ApiUser, id: web::Path<String>
 #[delete("/models/{id}")]
 pub async fn delete_openai_model(
     state: State,
-    user: ApiUser,
+    user: AuthUser,
     id: web::Path<String>,
 ) -> Result<web::Json<ModelDeleted>> {
     let found = find(&state, &user, &id).await?;

@@ -1,6 +1,6 @@
 //! Who may call what, and that keys stay secret.
 
-use crate::app::{KEY, TestApp, chat_rows, command, key, send};
+use crate::app::{KEY, Reply, TestApp, chat_rows, command, key, send};
 use backend::{
     api::authz::{Access, MATRIX},
     auth,
@@ -15,6 +15,7 @@ use reqwest::Method;
 use secrecy::SecretString;
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, net::TcpListener};
+use wire::account::{Role, Scope};
 
 const ROTATED: &str = "hone_sk_00000000000000000000000000000000000000000000000000000000000000ff";
 
@@ -29,6 +30,16 @@ fn operations(document: &Value) -> Vec<(String, Method, String, Value)> {
         }
     }
     found
+}
+
+/// A path of the document with names that nothing has.
+fn concrete(path: &str) -> String {
+    let filled = path.split('/').map(|part| match part {
+        "{name}" | "{revision}" => "x".to_owned(),
+        part if part.starts_with('{') => uuid::Uuid::nil().to_string(),
+        part => part.to_owned(),
+    });
+    filled.collect::<Vec<_>>().join("/")
 }
 
 fn document() -> Value {
@@ -64,21 +75,91 @@ fn every_operation_is_in_the_authorisation_matrix_and_named_by_rule() {
 async fn every_operation_demands_the_credentials_of_the_matrix() {
     let app = TestApp::new().await;
     let access: BTreeMap<&str, Access> = MATRIX.iter().copied().collect();
-    let id = uuid::Uuid::nil().to_string();
     for (operation, method, path, _) in operations(&document()) {
-        let path = path.replace("{id}", &id).replace("{name}", "x").replace("{revision}", "x");
-        let path = path.replace("{a}", &id).replace("{b}", &id);
+        let path = concrete(&path);
         let reply = send(app.anonymous(method.clone(), &path)).await;
         let status = reply.status.as_u16();
         match access[operation.as_str()] {
             Access::Anyone => assert_eq!(status, 200, "{operation}"),
-            Access::User | Access::Job => assert_eq!(status, 401, "{operation}: {:?}", reply.body),
+            Access::Caller | Access::User(_) | Access::Admin | Access::Job => {
+                assert_eq!(status, 401, "{operation}: {:?}", reply.body)
+            }
         }
         if access[operation.as_str()] == Access::Job {
             let reply = send(app.request(method, &path)).await;
             assert!(matches!(reply.status.as_u16(), 401 | 403), "{operation} takes an API key: {:?}", reply.body);
         }
     }
+}
+
+/// Message and code of either kind of error, the kind told by the path.
+fn refusal(reply: &Reply) -> (String, String) {
+    let error = if reply.body["error"].is_object() { &reply.body["error"] } else { &reply.body };
+    let text = |name: &str| error[name].as_str().unwrap_or_default().to_owned();
+    (text("code"), text("message") + &text("detail"))
+}
+
+#[tokio::test]
+async fn an_operation_demands_its_scope_and_no_other() {
+    let app = TestApp::new().await;
+    let access: BTreeMap<&str, Access> = MATRIX.iter().copied().collect();
+    let user = app.add_user("clerk", "hone_sk_of the clerk, who may do everything, but").await;
+    let (only, but) = (|s: Scope| format!("hone_sk_only_{s}"), |s: Scope| format!("hone_sk_all_but_{s}"));
+    for scope in Scope::ALL {
+        app.add_key(user, &only(scope), &[scope]).await;
+        let others: Vec<Scope> = Scope::ALL.into_iter().filter(|s| *s != Scope::All && *s != scope).collect();
+        app.add_key(user, &but(scope), &others).await;
+    }
+    app.add_key(user, "hone_sk_worth_nothing", &[]).await;
+    app.add_key(app.user, "hone_sk_an admin's, for jobs", &[Scope::JobsRead]).await;
+    app.add_key(app.user, "hone_sk_an admin's, for that", &[Scope::Admin]).await;
+    for (operation, method, path, _) in operations(&document()) {
+        let path = concrete(&path);
+        let with = async |key: &str| send(app.anonymous(method.clone(), &path).bearer_auth(key)).await;
+        let passes = async |key: &str| {
+            let reply = with(key).await;
+            assert!(!matches!(reply.status.as_u16(), 401 | 403), "{operation} with {key}: {:?}", reply.body);
+        };
+        match access[operation.as_str()] {
+            Access::Anyone | Access::Job => {}
+            Access::Caller => passes("hone_sk_worth_nothing").await,
+            Access::User(scope) => {
+                passes(&only(scope)).await;
+                passes(&only(Scope::All)).await;
+                let reply = with(&but(scope)).await;
+                assert_eq!(reply.status, 403, "{operation}: {:?}", reply.body);
+                let (code, text) = refusal(&reply);
+                let wanted = if path.starts_with("/v1/") { "missing_scope" } else { "INSUFFICIENT_SCOPE" };
+                assert_eq!(code, wanted, "{operation}");
+                assert!(text.contains(&format!("the scope `{scope}`")), "{operation}: {text}");
+            }
+            Access::Admin => {
+                assert_eq!(refusal(&with(&only(Scope::All)).await).0, "FORBIDDEN", "{operation}");
+                assert_eq!(refusal(&with(&only(Scope::Admin)).await).0, "FORBIDDEN", "{operation}");
+                assert_eq!(refusal(&with("hone_sk_an admin's, for jobs").await).0, "INSUFFICIENT_SCOPE", "{operation}");
+                passes("hone_sk_an admin's, for that").await;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_missing_scope_is_told_in_words_and_in_the_header_of_the_standard() {
+    let app = TestApp::new().await;
+    app.add_key(app.user, "hone_sk_for jobs", &[Scope::JobsRead]).await;
+    let reply = app.anonymous(Method::GET, "/datasets").bearer_auth("hone_sk_for jobs").send().await.unwrap();
+    assert_eq!(reply.headers()["www-authenticate"], "Bearer error=\"insufficient_scope\", scope=\"datasets:read\"");
+    let native = send(app.anonymous(Method::GET, "/datasets").bearer_auth("hone_sk_for jobs")).await.problem();
+    assert_snapshot!(native, @"403 INSUFFICIENT_SCOPE: `list_datasets` needs the scope `datasets:read`, which this key does not have; use a key with it");
+    for base in ["/v1", "/openai", "/openai/v1"] {
+        let files =
+            app.anonymous(Method::GET, &format!("{base}/files?api-version=1")).header("api-key", "hone_sk_for jobs");
+        let reply = send(files).await.expect(403);
+        assert_eq!(reply["error"]["type"], "invalid_request_error");
+        let message = "`list_files` needs the scope `datasets:read`, which this key does not have; use a key with it";
+        assert_eq!(reply["error"]["message"], message);
+    }
+    send(app.anonymous(Method::GET, "/datasets").header("api-key", KEY)).await.expect(401);
 }
 
 #[tokio::test]
@@ -144,10 +225,11 @@ async fn a_new_bootstrap_key_replaces_the_old_one() {
     let sibling = app.sibling(&[("HONE_BOOTSTRAP_KEY", ROTATED)]).await;
     let with = async |key: &str| send(sibling.anonymous(Method::GET, "/api/me").bearer_auth(key)).await.status.as_u16();
     // The harness stores its own key again when a sibling starts; so the order is fixed here.
-    let rotate = async |conn: &mut Conn| auth::bootstrap(conn, "local", &SecretString::from(ROTATED)).await;
+    let rotate =
+        async |conn: &mut Conn| auth::bootstrap(conn, "local", Role::Admin, &SecretString::from(ROTATED)).await;
     app.db.system(rotate).await.unwrap();
     assert_eq!((with(KEY).await, with(ROTATED).await), (401, 200));
-    let back = async |conn: &mut Conn| auth::bootstrap(conn, "local", &key()).await;
+    let back = async |conn: &mut Conn| auth::bootstrap(conn, "local", Role::Admin, &key()).await;
     app.db.system(back).await.unwrap();
     assert_eq!((with(KEY).await, with(ROTATED).await), (200, 401));
 }

@@ -3,7 +3,10 @@
 use backend::{
     auth,
     db::{Conn, Db, DbConfig},
+    schema::api_keys,
 };
+use diesel::ExpressionMethods;
+use diesel_async::RunQueryDsl;
 use reqwest::{Method, StatusCode};
 use secrecy::SecretString;
 use serde::Serialize;
@@ -23,7 +26,8 @@ use std::{
 use testkit::Postgres;
 use tokio::sync::OnceCell;
 use wire::{
-    UserId,
+    KeyId, UserId,
+    account::{Role, Scope},
     storage::{ObjectList, UploadSession},
 };
 
@@ -131,7 +135,7 @@ impl TestApp {
             true
         });
         let db = Db::new(&DbConfig::new(database.to_owned().into())).unwrap();
-        let user = db.system(async |conn| auth::bootstrap(conn, "local", &key()).await).await.unwrap();
+        let user = db.system(async |conn| auth::bootstrap(conn, "local", Role::Admin, &key()).await).await.unwrap();
         Self {
             url: ready.url,
             db,
@@ -156,8 +160,28 @@ impl TestApp {
     /// Adds a user with a key.
     pub async fn add_user(&self, name: &str, key: &str) -> UserId {
         let (name, key) = (name.to_owned(), SecretString::from(key.to_owned()));
-        let add = async move |conn: &mut Conn| auth::bootstrap(conn, &name, &key).await;
+        let add = async move |conn: &mut Conn| auth::bootstrap(conn, &name, Role::User, &key).await;
         self.db.system(add).await.unwrap()
+    }
+
+    /// Gives `user` one more key.
+    pub async fn add_key(&self, user: UserId, key: &str, scopes: &[Scope]) -> KeyId {
+        use sha2::Digest;
+        let id = KeyId::random();
+        let row = (
+            api_keys::id.eq(id.0),
+            api_keys::user_id.eq(user.0),
+            api_keys::name.eq(id.to_string()),
+            api_keys::prefix.eq(key.chars().take(12).collect::<String>()),
+            api_keys::key_hash.eq(sha2::Sha256::digest(key).to_vec()),
+            api_keys::scopes.eq(scopes.iter().map(|s| s.as_str()).collect::<Vec<_>>()),
+        );
+        let add = async move |conn: &mut Conn| {
+            diesel::insert_into(api_keys::table).values(row).execute(conn).await?;
+            Ok(())
+        };
+        self.db.system(add).await.unwrap();
+        id
     }
 
     pub fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {

@@ -2,9 +2,9 @@
 
 use super::{FileDeleted, FileObject, Purpose, form};
 use crate::{
+    auth::AuthUser,
     db::Conn,
     openai::{
-        auth::ApiUser,
         error::{Error, Result},
         ids,
         list::{List, Query},
@@ -39,11 +39,11 @@ pub struct FileForm {
 #[post("/files")]
 pub async fn create_file(
     state: State,
-    user: ApiUser,
+    user: AuthUser,
     req: HttpRequest,
     payload: web::Payload,
 ) -> Result<web::Json<FileObject>> {
-    form::receive(AppState::clone(&state), user.0, &req, payload).await.map(web::Json)
+    form::receive(AppState::clone(&state), user, &req, payload).await.map(web::Json)
 }
 
 /// Files, newest first.
@@ -52,7 +52,7 @@ pub async fn create_file(
         ("purpose" = Option<String>, Query)),
     responses((status = 200, body = List<FileObject>)))]
 #[get("/files")]
-pub async fn list_files(state: State, user: ApiUser, req: HttpRequest) -> Result<web::Json<List<FileObject>>> {
+pub async fn list_files(state: State, user: AuthUser, req: HttpRequest) -> Result<web::Json<List<FileObject>>> {
     super::list(&state, user.user_id, &Query::of(req.query_string())).await.map(web::Json)
 }
 
@@ -60,7 +60,7 @@ pub async fn list_files(state: State, user: ApiUser, req: HttpRequest) -> Result
 #[utoipa::path(tag = "openai", context_path = "/v1", params(("id" = String, Path)),
     responses((status = 200, body = FileObject)))]
 #[get("/files/{id}")]
-pub async fn get_file(state: State, user: ApiUser, id: web::Path<String>) -> Result<web::Json<FileObject>> {
+pub async fn get_file(state: State, user: AuthUser, id: web::Path<String>) -> Result<web::Json<FileObject>> {
     Ok(web::Json(super::find(&state, user.user_id, &id).await?.into()))
 }
 
@@ -68,7 +68,7 @@ pub async fn get_file(state: State, user: ApiUser, id: web::Path<String>) -> Res
 #[utoipa::path(tag = "openai", context_path = "/v1", params(("id" = String, Path)),
     responses((status = 200, body = FileDeleted)))]
 #[delete("/files/{id}")]
-pub async fn delete_file(state: State, user: ApiUser, id: web::Path<String>) -> Result<web::Json<FileDeleted>> {
+pub async fn delete_file(state: State, user: AuthUser, id: web::Path<String>) -> Result<web::Json<FileDeleted>> {
     super::delete(&state, user.user_id, &id).await.map(web::Json)
 }
 
@@ -76,7 +76,7 @@ pub async fn delete_file(state: State, user: ApiUser, id: web::Path<String>) -> 
 #[utoipa::path(tag = "openai", context_path = "/v1", params(("id" = String, Path)),
     responses((status = 200, body = String, content_type = "application/octet-stream")))]
 #[get("/files/{id}/content")]
-pub async fn get_file_content(state: State, user: ApiUser, id: web::Path<String>) -> Result<HttpResponse> {
+pub async fn get_file_content(state: State, user: AuthUser, id: web::Path<String>) -> Result<HttpResponse> {
     let row = super::find(&state, user.user_id, &id).await?;
     let mut reply = HttpResponse::Ok();
     reply.content_type("application/octet-stream");

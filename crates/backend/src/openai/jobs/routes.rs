@@ -7,9 +7,10 @@ use super::{
     view::FineTuningJob,
 };
 use crate::{
+    auth::AuthUser,
     jobs::control::Wish,
     openai::{
-        auth::{ApiUser, Delivery},
+        auth::Delivery,
         error::{Error, Result},
         list::{List, Query},
     },
@@ -48,7 +49,7 @@ pub struct CreateFineTuningJob {
 #[post("/fine_tuning/jobs")]
 pub async fn create_fine_tuning_job(
     state: State,
-    user: ApiUser,
+    user: AuthUser,
     req: HttpRequest,
     body: web::Bytes,
 ) -> Result<web::Json<Value>> {
@@ -69,7 +70,7 @@ pub async fn create_fine_tuning_job(
 #[get("/fine_tuning/jobs")]
 pub async fn list_fine_tuning_jobs(
     state: State,
-    user: ApiUser,
+    user: AuthUser,
     req: HttpRequest,
 ) -> Result<web::Json<List<FineTuningJob>>> {
     super::list(&state, user.user_id, &Query::of(req.query_string())).await.map(web::Json)
@@ -79,7 +80,7 @@ pub async fn list_fine_tuning_jobs(
 #[utoipa::path(tag = "openai", context_path = "/v1", params(("id" = String, Path)),
     responses((status = 200, body = FineTuningJob)))]
 #[get("/fine_tuning/jobs/{id}")]
-pub async fn get_fine_tuning_job(state: State, user: ApiUser, id: web::Path<String>) -> Job {
+pub async fn get_fine_tuning_job(state: State, user: AuthUser, id: web::Path<String>) -> Job {
     super::find(&state, user.user_id, &id).await.map(web::Json)
 }
 
@@ -87,7 +88,7 @@ pub async fn get_fine_tuning_job(state: State, user: ApiUser, id: web::Path<Stri
 #[utoipa::path(tag = "openai", context_path = "/v1", params(("id" = String, Path)),
     responses((status = 200, body = FineTuningJob)))]
 #[post("/fine_tuning/jobs/{id}/cancel")]
-pub async fn cancel_fine_tuning_job(state: State, user: ApiUser, id: web::Path<String>) -> Job {
+pub async fn cancel_fine_tuning_job(state: State, user: AuthUser, id: web::Path<String>) -> Job {
     super::ask(&state, user.user_id, &id, Wish::Cancel).await.map(web::Json)
 }
 
@@ -95,7 +96,7 @@ pub async fn cancel_fine_tuning_job(state: State, user: ApiUser, id: web::Path<S
 #[utoipa::path(tag = "openai", context_path = "/v1", params(("id" = String, Path)),
     responses((status = 200, body = FineTuningJob)))]
 #[post("/fine_tuning/jobs/{id}/pause")]
-pub async fn pause_fine_tuning_job(state: State, user: ApiUser, id: web::Path<String>) -> Job {
+pub async fn pause_fine_tuning_job(state: State, user: AuthUser, id: web::Path<String>) -> Job {
     super::ask(&state, user.user_id, &id, Wish::Pause).await.map(web::Json)
 }
 
@@ -103,7 +104,7 @@ pub async fn pause_fine_tuning_job(state: State, user: ApiUser, id: web::Path<St
 #[utoipa::path(tag = "openai", context_path = "/v1", params(("id" = String, Path)),
     responses((status = 200, body = FineTuningJob)))]
 #[post("/fine_tuning/jobs/{id}/resume")]
-pub async fn resume_fine_tuning_job(state: State, user: ApiUser, id: web::Path<String>) -> Job {
+pub async fn resume_fine_tuning_job(state: State, user: AuthUser, id: web::Path<String>) -> Job {
     super::ask(&state, user.user_id, &id, Wish::Resume).await.map(web::Json)
 }
 
@@ -114,7 +115,7 @@ pub async fn resume_fine_tuning_job(state: State, user: ApiUser, id: web::Path<S
 #[get("/fine_tuning/jobs/{id}/events")]
 pub async fn list_fine_tuning_events(
     state: State,
-    user: ApiUser,
+    user: AuthUser,
     req: HttpRequest,
     id: web::Path<String>,
 ) -> Result<web::Json<List<JobEvent>>> {
@@ -128,7 +129,7 @@ pub async fn list_fine_tuning_events(
 #[get("/fine_tuning/jobs/{id}/checkpoints")]
 pub async fn list_fine_tuning_checkpoints(
     state: State,
-    user: ApiUser,
+    user: AuthUser,
     req: HttpRequest,
     id: web::Path<String>,
 ) -> Result<web::Json<List<Checkpoint>>> {

@@ -1,10 +1,7 @@
 //! Handlers of uploads.
 
 use super::{CreateUpload, Upload, UploadedPart, complete::CompleteUpload};
-use crate::{
-    openai::{auth::ApiUser, error::Result},
-    state::AppState,
-};
+use crate::{auth::AuthUser, openai::error::Result, state::AppState};
 use actix_web::{HttpRequest, post, web};
 use utoipa::ToSchema;
 
@@ -22,7 +19,7 @@ pub struct PartForm {
 #[utoipa::path(tag = "openai", context_path = "/v1", request_body = CreateUpload,
     responses((status = 200, body = Upload)))]
 #[post("/uploads")]
-pub async fn create_upload(state: State, user: ApiUser, body: web::Bytes) -> Result<web::Json<Upload>> {
+pub async fn create_upload(state: State, user: AuthUser, body: web::Bytes) -> Result<web::Json<Upload>> {
     super::create(&state, user.user_id, &body).await.map(web::Json)
 }
 
@@ -32,7 +29,7 @@ pub async fn create_upload(state: State, user: ApiUser, body: web::Bytes) -> Res
 #[post("/uploads/{id}/parts")]
 pub async fn add_upload_part(
     state: State,
-    user: ApiUser,
+    user: AuthUser,
     req: HttpRequest,
     id: web::Path<String>,
     payload: web::Payload,
@@ -46,7 +43,7 @@ pub async fn add_upload_part(
 #[post("/uploads/{id}/complete")]
 pub async fn complete_upload(
     state: State,
-    user: ApiUser,
+    user: AuthUser,
     id: web::Path<String>,
     body: web::Bytes,
 ) -> Result<web::Json<Upload>> {
@@ -57,6 +54,6 @@ pub async fn complete_upload(
 #[utoipa::path(tag = "openai", context_path = "/v1", params(("id" = String, Path)),
     responses((status = 200, body = Upload)))]
 #[post("/uploads/{id}/cancel")]
-pub async fn cancel_upload(state: State, user: ApiUser, id: web::Path<String>) -> Result<web::Json<Upload>> {
+pub async fn cancel_upload(state: State, user: AuthUser, id: web::Path<String>) -> Result<web::Json<Upload>> {
     super::cancel(&state, user.user_id, &id).await.map(web::Json)
 }
