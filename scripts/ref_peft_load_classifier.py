@@ -4,10 +4,10 @@
   scripts/ref_peft_load_classifier.py MODEL_DIR ADAPTER_DIR ROWS.jsonl LOGITS_FILE
 
 ROWS.jsonl holds `{"text", ...}` per line, LOGITS_FILE what our trainer computed for those texts, as safetensors with
-`logits` (rows, classes). The trainer's test leaves both adapter and logits in target/tmp/classifier:
+`logits` (rows, classes). The trainer's test leaves both adapter and logits in target/tmp/ENCODER:
 
-  scripts/ref_peft_load_classifier.py crates/trainer/tests/fixtures/ref_bert/model target/tmp/classifier \\
-      crates/trainer/tests/fixtures/ref_bert/train.jsonl target/tmp/classifier/logits.safetensors
+  scripts/ref_peft_load_classifier.py crates/trainer/tests/fixtures/ref_encoders/bert/model target/tmp/bert \\
+      crates/trainer/tests/fixtures/ref_encoders/train.jsonl target/tmp/bert/logits.safetensors
 
 The base model's own classifier is scrambled before, so that only the adapter's can give the right answers.
 Checked with torch 2.15.0, transformers 5.23.0, peft 0.21.2 on the CPU in float32.

@@ -18,6 +18,8 @@ pub enum Family {
 pub const ARCHITECTURES: &[(&str, Family)] = &[
     ("BertForMaskedLM", Family::Encoder),
     ("BertForSequenceClassification", Family::Encoder),
+    ("DistilBertForMaskedLM", Family::Encoder),
+    ("DistilBertForSequenceClassification", Family::Encoder),
     ("Gemma2ForCausalLM", Family::Decoder),
     ("Gemma3ForCausalLM", Family::Decoder),
     ("LlamaForCausalLM", Family::Decoder),
@@ -25,6 +27,10 @@ pub const ARCHITECTURES: &[(&str, Family)] = &[
     ("Phi3ForCausalLM", Family::Decoder),
     ("Qwen2ForCausalLM", Family::Decoder),
     ("Qwen3ForCausalLM", Family::Decoder),
+    ("RobertaForMaskedLM", Family::Encoder),
+    ("RobertaForSequenceClassification", Family::Encoder),
+    ("XLMRobertaForMaskedLM", Family::Encoder),
+    ("XLMRobertaForSequenceClassification", Family::Encoder),
 ];
 
 impl Family {

@@ -29,16 +29,21 @@ const TOKENIZER_FILES: &[&str] = &[
     "merges.txt",
 ];
 
-/// `adapter_config.json` as PEFT writes it, for an adapter made as `lora` says on the modules `targets`.
+/// `adapter_config.json` as PEFT writes it, for an adapter made as `lora` says on the modules `targets`, with the
+/// tensors `heads` beside it.
 ///
 /// # Errors
 /// Internal only.
-pub fn adapter_config(setup: &Setup, lora: &LoraConfig, targets: &[String]) -> Result<Vec<u8>, TrainError> {
+pub fn adapter_config(
+    setup: &Setup,
+    lora: &LoraConfig,
+    targets: &[String],
+    heads: &[&str],
+) -> Result<Vec<u8>, TrainError> {
     let LoraConfig { r, lora_alpha, lora_dropout, use_rslora, use_dora, rank_pattern, .. } = lora;
     let alphas: serde_json::Map<_, _> = lora.alpha_pattern.iter().map(|(k, a)| (k.clone(), number(*a))).collect();
     let (task, heads) = match setup.config.method {
-        // What PEFT trains and saves whole for this task.
-        Method::Classification => ("SEQ_CLS", Some(["classifier", "score"])),
+        Method::Classification => ("SEQ_CLS", Some(modules_to_save(heads))),
         _ => ("CAUSAL_LM", None),
     };
     let config = json!({
@@ -65,6 +70,16 @@ pub fn adapter_config(setup: &Setup, lora: &LoraConfig, targets: &[String]) -> R
     });
     serde_json::to_vec_pretty(&config)
         .map_err(|e| TrainError::internal("cannot write the adapter's configuration").caused_by(e))
+}
+
+/// What PEFT trains and saves whole to classify sequences, behind what else of the head is.
+fn modules_to_save<'a>(heads: &[&'a str]) -> Vec<&'a str> {
+    const ALWAYS: [&str; 2] = ["classifier", "score"];
+    let mut modules: Vec<&str> = heads.iter().filter_map(|name| name.split('.').next()).collect();
+    modules.dedup();
+    modules.retain(|module| !ALWAYS.contains(module));
+    modules.extend(ALWAYS);
+    modules
 }
 
 /// Whole numbers without a fraction, as Python has them.

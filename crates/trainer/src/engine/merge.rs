@@ -9,6 +9,7 @@ use super::{
     classify::Classes,
     files,
     lora::{Module, Saved},
+    model::{is_class_bias, is_masked_lm_head},
     params::Params,
     weights::{INDEX, WeightFiles},
 };
@@ -97,7 +98,7 @@ pub fn merge(model: &Path, adapter: &Path, target: &Path, dtype: MergedDtype) ->
             let weights = json!({"metadata": {"total_size": index.bytes}, "weight_map": index.files});
             files::write_json(&dir.join(INDEX), &weights)?;
         }
-        if let Some(bias) = heads.iter().find_map(|(name, var)| name.ends_with("bias").then_some(var)) {
+        if let Some(bias) = heads.iter().find_map(|(name, var)| is_class_bias(name).then_some(var)) {
             let classes = Classes::of_adapter(adapter_dir, model, bias.elem_count());
             artifacts::write_config(&classes, dir)?;
         }
@@ -124,7 +125,7 @@ impl Index {
 
 /// A head that the adapter's takes the place of.
 fn is_other_head(name: &str, heads: &Params) -> bool {
-    heads.get(name).is_some() || name.starts_with("cls.")
+    heads.get(name).is_some() || is_masked_lm_head(name)
 }
 
 /// A tensor that is stored whole; one that the base does not have stays in 32 bits.

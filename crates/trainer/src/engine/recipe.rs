@@ -138,8 +138,10 @@ impl<'a> Run<'a> {
         fit::check_weights(setup)?;
         let mut model = model::load(&setup.model_dir, options)?;
         let kind = if adapter {
+            let heads: Vec<String> = model.params().iter().map(|(name, _)| name.to_owned()).collect();
+            let heads: Vec<&str> = heads.iter().map(String::as_str).collect();
             let (lora, targets) = put_adapter(setup, model.as_mut())?;
-            Kind::Adapter { config: artifacts::adapter_config(setup, &lora, &targets)? }
+            Kind::Adapter { config: artifacts::adapter_config(setup, &lora, &targets, &heads)? }
         } else {
             Kind::Weights
         };

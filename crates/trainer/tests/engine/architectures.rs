@@ -313,7 +313,7 @@ fn older_spellings_of_a_configuration_give_the_same_model() {
 
 #[test]
 fn whole_runs_of_every_architecture_learn_and_leave_what_can_be_loaded() {
-    // Encoders have runs of their own, in ref_bert.
+    // Encoders have runs of their own, in ref_encoders.
     for architecture in model::architectures().filter(|name| name.ends_with("ForCausalLM")) {
         for method in [Method::Sft, Method::Full] {
             let dir = tempfile::tempdir().unwrap();

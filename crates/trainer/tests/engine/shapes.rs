@@ -55,6 +55,15 @@ fn every_architecture_is_of_the_family_the_table_says() {
         config["architectures"] = json!([name]);
         config["type_vocab_size"] = json!(2);
         config["hidden_act"] = json!("gelu");
+        config["pad_token_id"] = json!(1);
+        for (ours, theirs) in [
+            ("dim", "hidden_size"),
+            ("hidden_dim", "intermediate_size"),
+            ("n_layers", "num_hidden_layers"),
+            ("n_heads", "num_attention_heads"),
+        ] {
+            config[ours] = config[theirs].clone();
+        }
         std::fs::write(&path, config.to_string()).unwrap();
         let options = BuildOptions {
             train_weights: false,
@@ -74,8 +83,10 @@ fn every_architecture_is_of_the_family_the_table_says() {
 #[test]
 fn shapes_tell_what_is_trained_and_kept() {
     let names = ["llama2", "llama3", "llama-biased", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3"];
-    let decoders = names.iter().map(|name| (fixture(&format!("ref_architectures/{name}")), None));
-    for (dir, classes) in decoders.chain([(fixture("ref_bert/model"), Some(3))]) {
+    let decoders = names.iter().map(|name| (fixture(&format!("ref_architectures/{name}")), None, "down_proj"));
+    let encoders = [("bert", "query"), ("distilbert", "q_lin"), ("roberta", "query"), ("xlm-roberta", "query")];
+    let encoders = encoders.iter().map(|(name, one)| (fixture(&format!("ref_encoders/{name}/model")), Some(3), *one));
+    for (dir, classes, one) in decoders.chain(encoders) {
         let (shape, mut model) = (shape(&dir), build(&dir, classes));
         let dims = model.dims();
         let at = dir.display();
@@ -88,8 +99,8 @@ fn shapes_tell_what_is_trained_and_kept() {
         let head = model.params().elements();
         lora::attach(model.as_mut(), &config.lora, 1).unwrap();
         assert_eq!(shape.trainable(&config), model.params().elements() - head, "{at}");
-        config.lora.target_modules =
-            TargetModules::Names(vec![if classes.is_some() { "query" } else { "down_proj" }.into()]);
+        config.lora.target_modules = TargetModules::Names(vec![one.into()]);
+
         let mut model = build(&dir, classes);
         lora::attach(model.as_mut(), &config.lora, 1).unwrap();
         assert_eq!(shape.trainable(&config), model.params().elements() - head, "{at}");

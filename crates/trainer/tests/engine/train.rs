@@ -330,7 +330,7 @@ fn unusable_models_are_refused_with_the_reason() {
     };
     refuse(
         json!({"architectures": ["MambaForCausalLM"]}),
-        "the architecture `MambaForCausalLM` is not supported; supported: BertForMaskedLM, BertForSequenceClassification, Gemma2ForCausalLM, Gemma3ForCausalLM, LlamaForCausalLM, MistralForCausalLM, Phi3ForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM",
+        "the architecture `MambaForCausalLM` is not supported; supported: BertForMaskedLM, BertForSequenceClassification, DistilBertForMaskedLM, DistilBertForSequenceClassification, Gemma2ForCausalLM, Gemma3ForCausalLM, LlamaForCausalLM, MistralForCausalLM, Phi3ForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, RobertaForMaskedLM, RobertaForSequenceClassification, XLMRobertaForMaskedLM, XLMRobertaForSequenceClassification",
     );
     refuse(json!({"hidden_act": "gelu"}), "hidden_act `gelu` is not supported");
     refuse(json!({"num_hidden_layers": 3}), "missing `model.layers.2.self_attn.q_proj.weight`");

@@ -2,7 +2,8 @@
 //!
 //! An architecture's file reads its `config.json`, refuses settings it does not know, and makes the blocks out of
 //! `layers`; `decoder` holds what surrounds them. Llama's kin share the blocks of `pre_norm`, Gemma 3 those of
-//! `gemma2`. A new one is a file, an entry in [`REGISTRY`], and a fixture of `scripts/ref_architectures.py`.
+//! `gemma2`, and `encoder` is the frame of BERT and its kin. A new one is a file, an entry in [`REGISTRY`], and a fixture
+//! of `scripts/ref_architectures.py` or `scripts/ref_encoders.py`.
 //!
 //! Activations are token-major, `(N, C)` over all sequences of a batch laid end to end; [`Pass::segments`]
 //! says where they begin. Blocks are separate calls, so that a training step can run the backward pass
@@ -11,6 +12,8 @@
 mod bert;
 mod config;
 mod decoder;
+mod distilbert;
+mod encoder;
 mod gemma2;
 mod gemma3;
 mod layers;
@@ -21,9 +24,11 @@ mod phi3;
 mod pre_norm;
 mod qwen2;
 mod qwen3;
+mod roberta;
 mod rope;
 mod source;
 
+pub use encoder::{is_class_bias, is_masked_lm_head};
 pub use linear::{Linear, Lora};
 pub use source::{Loader, Source, Weight};
 
@@ -215,6 +220,8 @@ type Builder = fn(&serde_json::Value, &Path, BuildOptions) -> std::result::Resul
 const REGISTRY: &[(&str, Builder)] = &[
     ("BertForMaskedLM", bert::build),
     ("BertForSequenceClassification", bert::build),
+    ("DistilBertForMaskedLM", distilbert::build),
+    ("DistilBertForSequenceClassification", distilbert::build),
     ("Gemma2ForCausalLM", gemma2::build),
     ("Gemma3ForCausalLM", gemma3::build),
     ("LlamaForCausalLM", llama::build),
@@ -222,6 +229,10 @@ const REGISTRY: &[(&str, Builder)] = &[
     ("Phi3ForCausalLM", phi3::build),
     ("Qwen2ForCausalLM", qwen2::build),
     ("Qwen3ForCausalLM", qwen3::build),
+    ("RobertaForMaskedLM", roberta::build),
+    ("RobertaForSequenceClassification", roberta::build),
+    ("XLMRobertaForMaskedLM", roberta::build),
+    ("XLMRobertaForSequenceClassification", roberta::build),
 ];
 
 /// Names of the architectures that can be trained.

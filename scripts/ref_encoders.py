@@ -1,17 +1,16 @@
 #!/usr/bin/env python3
-"""Makes the reference runs of sequence classification: a tiny random BERT with LoRA, and with all weights trained.
+"""Makes the reference runs of sequence classification: tiny random encoders with LoRA, and with all weights trained.
 
   python3 -m venv venv && venv/bin/pip install torch==2.15.* transformers==5.23.* peft==0.21.*
-  venv/bin/python scripts/ref_bert.py [OUT_DIR]      default: crates/trainer/tests/fixtures/ref_bert
+  venv/bin/python scripts/ref_encoders.py [OUT_DIR]      default: crates/trainer/tests/fixtures/ref_encoders
 
 Made with torch 2.15.0, transformers 5.23.0, peft 0.21.2 on the CPU in float32, one thread. Nothing is downloaded.
 
-Written:
-  model/            random BertForSequenceClassification with three classes and a word-level tokenizer that puts
-                    [CLS] and [SEP] around a text; all dropout is off
-  adapter-initial/  LoRA on every linear projection (random A, random non-zero B) and the classifier, PEFT layout
+Written: train.jsonl, the texts and labels trained on, and for bert, distilbert, roberta and xlm-roberta:
+  model/            random model with three classes and a word-level tokenizer that puts [CLS] and [SEP], or <s> and
+                    </s>, around a text; all dropout is off
+  adapter-initial/  LoRA on every linear projection of the base (random A, random non-zero B) and the head, PEFT layout
   adapter-final/    the same after the run
-  train.jsonl       the texts and labels trained on
   lora.json         per step: loss, learning rate, gradient norm before clipping; the settings
   full.json         the same for training all weights
   logits.safetensors  logits of all texts: `base`, `adapter` (initial) and `final`, (rows, classes)
@@ -38,7 +37,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-OUT = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "crates/trainer/tests/fixtures/ref_bert"
+OUT = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "crates/trainer/tests/fixtures/ref_encoders"
 
 ROWS, BATCH, ACCUMULATION, STEPS = 40, 2, 2, 20
 LORA = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0}
@@ -61,39 +60,61 @@ WORDS = {"bad": ["awful", "dull", "poor"], "good": ["great", "fine", "lovely"], 
 OTHER = ["the", "a", "film", "book", "was", "is", "really", "not", "very", "and"]
 
 
-def make_tokenizer():
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *OTHER, *(w for label in LABELS for w in WORDS[label])]
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+BERT_TOKENS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]"}
+ROBERTA_TOKENS = {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "unk": "<unk>"}
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "classifier_dropout": 0.0}
+ENCODERS = {
+    "bert": (transformers.BertConfig, transformers.BertForSequenceClassification, BERT_TOKENS, SIZES | NO_DROPOUT),
+    "distilbert": (
+        transformers.DistilBertConfig,
+        transformers.DistilBertForSequenceClassification,
+        BERT_TOKENS,
+        {"dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 4}
+        | {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0},
+    ),
+    "roberta": (
+        transformers.RobertaConfig,
+        transformers.RobertaForSequenceClassification,
+        ROBERTA_TOKENS,
+        SIZES | NO_DROPOUT | {"type_vocab_size": 1, "layer_norm_eps": 1e-5},
+    ),
+    "xlm-roberta": (
+        transformers.XLMRobertaConfig,
+        transformers.XLMRobertaForSequenceClassification,
+        ROBERTA_TOKENS,
+        SIZES | NO_DROPOUT | {"type_vocab_size": 1, "layer_norm_eps": 1e-5},
+    ),
+}
+
+
+def make_tokenizer(special):
+    words = [*special.values(), *OTHER, *(w for label in LABELS for w in WORDS[label])]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token=special["unk"]))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    special = [("[CLS]", words.index("[CLS]")), ("[SEP]", words.index("[SEP]"))]
-    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=special)
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]"
-    )
+    cls, sep = special["cls"], special["sep"]
+    around = [(token, words.index(token)) for token in (cls, sep)]
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{cls} $A {sep}", special_tokens=around)
+    named = {f"{kind}_token": token for kind, token in special.items()}
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named)
 
 
-def make_model(tokenizer):
+def make_model(tokenizer, configuration, architecture, settings):
     torch.manual_seed(11)
-    config = transformers.BertConfig(
+    config = configuration(
         vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
         max_position_embeddings=32,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        classifier_dropout=0.0,
         initializer_range=0.2,
         id2label=dict(enumerate(LABELS)),
         label2id={label: i for i, label in enumerate(LABELS)},
         pad_token_id=tokenizer.pad_token_id,
         dtype="float32",
+        **settings,
     )
-    model = transformers.BertForSequenceClassification(config)
+    model = architecture(config)
     with torch.no_grad():  # weights of 1 and biases of 0 would hide what ignores them
         for name, p in model.named_parameters():
-            if "LayerNorm.weight" in name:
+            if "LayerNorm.weight" in name or "layer_norm.weight" in name:
                 p.uniform_(0.7, 1.3)
             elif "bias" in name:
                 p.uniform_(-0.2, 0.2)
@@ -166,22 +187,19 @@ def save_adapter(model, to):
     write_json(to / "adapter_config.json", config)
 
 
-def main():
-    transformers.logging.disable_progress_bar()
-    torch.use_deterministic_algorithms(True)
-    torch.set_num_threads(1)
-    shutil.rmtree(OUT, ignore_errors=True)
-    OUT.mkdir(parents=True)
-    tokenizer = make_tokenizer()
-    base = make_model(tokenizer)
-    base.save_pretrained(OUT / "model")
-    tokenizer.save_pretrained(OUT / "model")
-    rows = make_rows()
-    (OUT / "train.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+def reference(out, base, tokenizer, rows):
+    base.save_pretrained(out / "model")
+    tokenizer.save_pretrained(out / "model")
     tensors = {"base": logits(base, tokenizer, rows)}
 
-    model = get_peft_model(base, LoraConfig(task_type="SEQ_CLS", target_modules="all-linear", bias="none", **LORA))
-    model.peft_config["default"].base_model_name_or_path = "ref-tiny-bert"
+    # Head layers that PEFT does not know as such would stay random in a fresh head, and the adapter be useless.
+    whole = [name for name, _ in base.named_children() if name == "pre_classifier"]
+    lora = LoraConfig(
+        task_type="SEQ_CLS", target_modules="all-linear", exclude_modules=r"(pre_)?classifier.*", bias="none",
+        modules_to_save=whole or None, **LORA,
+    )  # fmt: skip
+    model = get_peft_model(base, lora)
+    model.peft_config["default"].base_model_name_or_path = f"ref-tiny-{out.name}"
     torch.manual_seed(13)
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -189,15 +207,29 @@ def main():
                 p.normal_(0.0, 0.05)
             elif "lora_A" in name:
                 p.normal_(0.0, 0.12)
-    save_adapter(model, OUT / "adapter-initial")
+    save_adapter(model, out / "adapter-initial")
     tensors["adapter"] = logits(model, tokenizer, rows)
-    write_json(OUT / "lora.json", {"lora": LORA} | train(model, tokenizer, rows, LORA_RUN))
-    save_adapter(model, OUT / "adapter-final")
+    write_json(out / "lora.json", {"lora": LORA} | train(model, tokenizer, rows, LORA_RUN))
+    save_adapter(model, out / "adapter-final")
     tensors["final"] = logits(model, tokenizer, rows)
-    save_file(tensors, OUT / "logits.safetensors")
+    save_file(tensors, out / "logits.safetensors")
 
-    full = transformers.BertForSequenceClassification.from_pretrained(OUT / "model")
-    write_json(OUT / "full.json", train(full, tokenizer, rows, FULL_RUN))
+    full = type(base).from_pretrained(out / "model")
+    write_json(out / "full.json", train(full, tokenizer, rows, FULL_RUN))
+
+
+def main():
+    transformers.logging.disable_progress_bar()
+    torch.use_deterministic_algorithms(True)
+    torch.set_num_threads(1)
+    shutil.rmtree(OUT, ignore_errors=True)
+    OUT.mkdir(parents=True)
+    rows = make_rows()
+    (OUT / "train.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    for name, (configuration, architecture, special, settings) in ENCODERS.items():
+        print(name)
+        tokenizer = make_tokenizer(special)
+        reference(OUT / name, make_model(tokenizer, configuration, architecture, settings), tokenizer, rows)
     for f in OUT.rglob("*.safetensors"):
         f.chmod(0o644)
     size = sum(f.stat().st_size for f in OUT.rglob("*") if f.is_file())
