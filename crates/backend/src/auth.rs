@@ -3,15 +3,18 @@
 
 use crate::{
     api::guard::Admitted,
+    config::KEY_PREFIX,
     db::Conn,
     error::{Error, Result},
     schema::{api_keys, users},
     state::AppState,
+    store::{Key, User, key::scopes},
 };
 use actix_web::{FromRequest, HttpMessage, HttpRequest, dev::Payload};
 use chrono::{DateTime, TimeDelta, Utc};
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
+use rand::RngCore;
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 use std::future::{Ready, ready};
@@ -29,14 +32,29 @@ const SHOWN: usize = 12;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AuthUser {
     pub user_id: UserId,
-    pub key_id: KeyId,
+    /// The key that was used, when it was one.
+    pub key_id: Option<KeyId>,
     pub name: String,
     pub email: Option<String>,
     pub role: Role,
     /// What the key may do.
     pub scopes: Vec<Scope>,
     /// First characters of the key that was used.
-    pub key_prefix: String,
+    pub key_prefix: Option<String>,
+}
+
+impl AuthUser {
+    /// Whether the request may do what administrators may.
+    #[must_use]
+    pub fn administers(&self) -> bool {
+        self.role == Role::Admin && Scope::Admin.is_in(&self.scopes)
+    }
+
+    /// What tells requests of one sender from those of another: the key, or the user without one.
+    #[must_use]
+    pub fn sender(&self) -> Uuid {
+        self.key_id.map_or(self.user_id.0, |key| key.0)
+    }
 }
 
 impl FromRequest for AuthUser {
@@ -62,37 +80,30 @@ fn refused() -> Error {
     Error::refused(Code::Unauthorized, "no valid API key; send `Authorization: Bearer hone_sk_…`")
 }
 
-fn hash(key: &SecretString) -> Vec<u8> {
+/// A new key: 256 random bits.
+pub(crate) fn generate() -> SecretString {
+    let mut bits = [0; 32];
+    rand::rng().fill_bytes(&mut bits);
+    SecretString::from(format!("{KEY_PREFIX}{}", hex::encode(bits)))
+}
+
+/// What lists show of a key.
+pub(crate) fn shown(key: &SecretString) -> String {
+    key.expose_secret().chars().take(SHOWN).collect()
+}
+
+pub(crate) fn hash(key: &SecretString) -> Vec<u8> {
     Sha256::digest(key.expose_secret().as_bytes()).to_vec()
-}
-
-#[derive(Queryable, Selectable)]
-#[diesel(table_name = users, check_for_backend(diesel::pg::Pg))]
-struct UserRow {
-    id: Uuid,
-    name: String,
-    email: Option<String>,
-    role: String,
-}
-
-#[derive(Queryable, Selectable)]
-#[diesel(table_name = api_keys, check_for_backend(diesel::pg::Pg))]
-struct KeyRow {
-    id: Uuid,
-    prefix: String,
-    scopes: Vec<String>,
-    last_used_at: Option<DateTime<Utc>>,
-    expires_at: Option<DateTime<Utc>>,
 }
 
 /// The user a live key belongs to. Notes the use of the key at most once a minute.
 async fn find(conn: &mut Conn, hash: &[u8]) -> Result<Option<AuthUser>> {
     let live = api_keys::revoked_at.is_null().and(users::deleted_at.is_null());
-    let row: Option<(KeyRow, UserRow)> = api_keys::table
+    let row: Option<(Key, User)> = api_keys::table
         .inner_join(users::table.on(users::id.eq(api_keys::user_id)))
         .filter(api_keys::key_hash.eq(hash))
         .filter(live)
-        .select((KeyRow::as_select(), UserRow::as_select()))
+        .select((Key::as_select(), User::as_select()))
         .first(conn)
         .await
         .optional()?;
@@ -107,18 +118,13 @@ async fn find(conn: &mut Conn, hash: &[u8]) -> Result<Option<AuthUser>> {
     }
     Ok(Some(AuthUser {
         user_id: UserId(user.id),
-        key_id: KeyId(key.id),
+        key_id: Some(KeyId(key.id)),
+        role: user.role(),
         name: user.name,
         email: user.email,
-        role: role(&user.role),
-        // A name this version does not know grants nothing.
-        scopes: key.scopes.iter().filter_map(|s| s.parse().ok()).collect(),
-        key_prefix: key.prefix,
+        scopes: scopes(&key.scopes),
+        key_prefix: Some(key.prefix),
     }))
-}
-
-fn role(name: &str) -> Role {
-    if name == Role::Admin.as_str() { Role::Admin } else { Role::User }
 }
 
 /// Makes `key` the only bootstrap key of the user `name`, who is created when missing and gets the role.
@@ -131,13 +137,12 @@ pub async fn bootstrap(conn: &mut Conn, name: &str, role: Role, key: &SecretStri
         .filter(api_keys::key_hash.ne(hash.clone()))
         .filter(api_keys::revoked_at.is_null());
     diesel::update(others).set(api_keys::revoked_at.eq(Utc::now())).execute(conn).await?;
-    let prefix: String = key.expose_secret().chars().take(SHOWN).collect();
     diesel::insert_into(api_keys::table)
         .values((
             api_keys::id.eq(KeyId::random().0),
             api_keys::user_id.eq(user.0),
             api_keys::name.eq("bootstrap"),
-            api_keys::prefix.eq(prefix),
+            api_keys::prefix.eq(shown(key)),
             api_keys::key_hash.eq(hash),
         ))
         .on_conflict(api_keys::key_hash)

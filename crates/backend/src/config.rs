@@ -4,6 +4,7 @@ use crate::{
     catalog::{Catalog, CatalogError},
     db::DbConfig,
     jobs::{launcher::subprocess::inheritable, policy::Policy},
+    limits::LimitsConfig,
 };
 use secrecy::{ExposeSecret, SecretString};
 use service::{
@@ -64,6 +65,7 @@ pub struct Config {
     pub bootstrap_key: Option<SecretString>,
     pub training: TrainingMode,
     pub policy: Policy,
+    pub limits: LimitsConfig,
     /// Presets and GPU configurations.
     pub catalog: Catalog,
     /// Size limit of one dataset, all files together; the gateway has its own per file.
@@ -87,6 +89,7 @@ impl Config {
             bootstrap_key: bootstrap_key(env)?,
             training: training_mode(env)?,
             policy: Policy::from_env(env)?,
+            limits: LimitsConfig::from_env(env)?,
             catalog: Catalog::from_env(env)?,
             dataset_max_bytes: env.parse_or("DATASET_MAX_BYTES", DATASET_MAX_BYTES)?,
         })

@@ -5,7 +5,10 @@
 //! dropped in mid-transaction takes its connection with it: the pool does not hand out a connection with
 //! an open transaction.
 
-use crate::error::{Error, Result};
+use crate::{
+    audit,
+    error::{Error, Result},
+};
 use diesel::{ConnectionError, ConnectionResult};
 use diesel_async::{
     AnsiTransactionManager, AsyncMigrationHarness, AsyncPgConnection, SimpleAsyncConnection, TransactionManager,
@@ -122,7 +125,7 @@ impl Db {
         T: Send,
     {
         let begin = format!("BEGIN; SET LOCAL ROLE hone_app; SELECT set_config('app.user_id', '{user}', true)");
-        self.transaction(&begin, work).await
+        self.transaction(&begin, Some(user), work).await
     }
 
     /// Runs `work` in a transaction that sees every tenant: for login, callbacks and reconcilers only.
@@ -131,7 +134,7 @@ impl Db {
         for<'r> F: AsyncFnOnce(&'r mut Conn) -> Result<T> + Work<&'r mut Conn, Result<T>, Fut: Send> + Send + 'a,
         T: Send,
     {
-        self.transaction("BEGIN; SET LOCAL ROLE hone_system", work).await
+        self.transaction("BEGIN; SET LOCAL ROLE hone_system", None, work).await
     }
 
     /// Whether the database answers.
@@ -146,7 +149,7 @@ impl Db {
         &self.postgres
     }
 
-    async fn transaction<'a, T, F>(&self, begin: &str, work: F) -> Result<T>
+    async fn transaction<'a, T, F>(&self, begin: &str, tenant: Option<UserId>, work: F) -> Result<T>
     where
         for<'r> F: AsyncFnOnce(&'r mut Conn) -> Result<T> + Work<&'r mut Conn, Result<T>, Fut: Send> + Send + 'a,
         T: Send,
@@ -155,9 +158,16 @@ impl Db {
         let conn: &mut Conn = &mut object;
         // One round trip for BEGIN and the context: no query can come between them.
         AnsiTransactionManager::begin_transaction_sql(conn, begin).await?;
-        match work(&mut *conn).await {
-            Ok(value) => {
+        let done = match work(&mut *conn).await {
+            Ok(value) => audit::note(conn, tenant).await.map(|record| (value, record)),
+            Err(error) => Err(error),
+        };
+        match done {
+            Ok((value, record)) => {
                 AnsiTransactionManager::commit_transaction(conn).await?;
+                if let Some(record) = record {
+                    record.committed();
+                }
                 Ok(value)
             }
             Err(error) => {

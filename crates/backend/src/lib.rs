@@ -1,6 +1,7 @@
 //! Backend: API, job state, launchers, reconcilers, live updates.
 
 pub mod api;
+pub mod audit;
 pub mod auth;
 pub mod catalog;
 pub mod config;
@@ -12,6 +13,7 @@ pub mod error;
 pub mod estimation;
 pub mod gateway;
 pub mod jobs;
+pub mod limits;
 pub mod openai;
 pub mod packages;
 pub mod registry;
@@ -30,6 +32,7 @@ use db::{Db, Direction};
 use futures::FutureExt;
 use gateway::Gateway;
 use jobs::Jobs;
+use limits::Limits;
 use service::{Env, server, telemetry};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
@@ -51,6 +54,7 @@ pub async fn run(env: Env) -> anyhow::Result<()> {
         gateway: Gateway::new(&config.gateway_url, &config.token_key)?,
         launcher: jobs::launcher(&config.training)?,
         base_url,
+        limits: Arc::new(Limits::new(&config.limits)),
         config: Arc::new(config),
     };
     if let Some(key) = state.config.bootstrap_key.clone() {

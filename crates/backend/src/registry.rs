@@ -4,6 +4,7 @@
 //! digest. So a revision that is ready never changes, and two uploads of one revision cannot disagree.
 
 use crate::{
+    audit,
     db::Conn,
     error::Result,
     state::AppState,
@@ -28,6 +29,7 @@ pub async fn create(state: &AppState, user: UserId, request: CreateModel) -> Res
     check(&request)?;
     let revision = wire::model::revision(&request.files);
     let CreateModel { name, files } = request;
+    audit::about(format!("{name}@{revision}"));
     let insert = async move |conn: &mut Conn| Model::ensure(conn, user, &name, &revision, &files).await;
     let model = state.db.tenant(user, insert).await?;
     if model.is_ready() {

@@ -193,6 +193,7 @@ diesel::table! {
         ip -> Nullable<Text>,
         trace_id -> Nullable<Text>,
         created_at -> Timestamptz,
+        actor_id -> Nullable<Uuid>,
     }
 }
 

@@ -1,6 +1,6 @@
 //! What every handler and background task shares.
 
-use crate::{config::Config, db::Db, gateway::Gateway, jobs::launcher::Launcher};
+use crate::{config::Config, db::Db, gateway::Gateway, jobs::launcher::Launcher, limits::Limits};
 use std::sync::Arc;
 
 /// Cheap to clone.
@@ -12,4 +12,5 @@ pub struct AppState {
     pub launcher: Arc<dyn Launcher>,
     /// Where trainers reach this backend, without a trailing slash.
     pub base_url: String,
+    pub limits: Arc<Limits>,
 }

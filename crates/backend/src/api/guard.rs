@@ -8,6 +8,7 @@ use super::{
     openapi,
 };
 use crate::{
+    audit::{self, Record},
     auth::{self, AuthUser},
     error::{Error, Result},
     openai,
@@ -19,15 +20,20 @@ use actix_web::{
     dev::{ServiceRequest, ServiceResponse},
     http::{
         Method, StatusCode,
-        header::{HeaderValue, WWW_AUTHENTICATE},
+        header::{HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE},
     },
     middleware::Next,
     web,
 };
 use secrecy::SecretString;
-use std::{collections::HashMap, sync::LazyLock};
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 use wire::{
-    account::{Role, Scope},
+    account::{Outcome, Role, Scope},
     problem::Code,
 };
 
@@ -64,6 +70,14 @@ impl Segment {
 }
 
 impl Operation {
+    /// What a path names: its parameters.
+    fn resource(&self, path: &str) -> Option<String> {
+        let path = openai::canonical(path);
+        let named = self.path.iter().zip(path.split('/')).filter(|(s, _)| matches!(s, Segment::Parameter(_)));
+        let parts: Vec<&str> = named.map(|(_, part)| part).collect();
+        (!parts.is_empty()).then(|| parts.join("/"))
+    }
+
     /// Whether a handler that was found for parameters of these names is this operation's.
     pub(crate) fn takes<'a>(&self, parameters: impl Iterator<Item = &'a str>) -> bool {
         let own = self.path.iter().filter_map(|segment| match segment {
@@ -124,22 +138,102 @@ pub async fn enforce<B: MessageBody + 'static>(
         };
         return Ok(req.into_response(reply).map_into_right_body());
     };
-    match admit(&req, operation).await {
-        Ok(()) => next.call(req).await.map(ServiceResponse::map_into_left_body),
-        Err(refusal) => Ok(req.into_response(refused(refusal, operation, openai)).map_into_right_body()),
+    if matches!(operation.access, Access::Anyone | Access::Job) {
+        return next.call(req).await.map(ServiceResponse::map_into_left_body);
+    }
+    let answer = |refusal: Refusal| refused(refusal, operation, openai);
+    let state = req.app_data::<web::Data<AppState>>().cloned();
+    let Some(state) = state else {
+        let defect = Error::defect("the application has no state");
+        return Ok(req.into_response(answer(defect.into())).map_into_right_body());
+    };
+    let user = match identify(&state, &req).await {
+        Ok(user) => user,
+        Err(refusal) => return Ok(req.into_response(answer(refusal)).map_into_right_body()),
+    };
+    let record = (operation.method != Method::GET).then(|| {
+        let address = address(&req, state.limits.proxies).map(|ip| ip.to_string());
+        Record::new(&user, operation, operation.resource(req.path()), address)
+    });
+    if let Err(refusal) = permit(&user, operation) {
+        let recorded = settle(&state, record, StatusCode::FORBIDDEN).await;
+        let refusal = recorded.err().unwrap_or(refusal);
+        return Ok(req.into_response(answer(refusal.into())).map_into_right_body());
+    }
+    req.extensions_mut().insert(Admitted { user, operation });
+    let Some(record) = record else { return next.call(req).await.map(ServiceResponse::map_into_left_body) };
+    let reply = audit::watch(Arc::clone(&record), next.call(req)).await?;
+    match settle(&state, Some(record), reply.status()).await {
+        Ok(()) => Ok(reply.map_into_left_body()),
+        Err(error) => {
+            let told = answer(error.into());
+            Ok(reply.into_response(told).map_into_right_body())
+        }
     }
 }
 
-/// Finds out who is calling and whether they may; the handler finds the caller in the request's extensions.
-async fn admit(req: &ServiceRequest, operation: &'static Operation) -> Result<()> {
-    if matches!(operation.access, Access::Anyone | Access::Job) {
-        return Ok(());
+/// Sees to it that the audit log has what it must: what was refused, and what succeeded.
+async fn settle(state: &AppState, record: Option<Arc<Record>>, status: StatusCode) -> Result<()> {
+    let Some(record) = record else { return Ok(()) };
+    let outcome = match status {
+        StatusCode::FORBIDDEN => Outcome::Refused,
+        _ if status.is_success() && !record.is_written() => Outcome::Done,
+        _ => return Ok(()),
+    };
+    record.write(&state.db, outcome).await.inspect_err(|_| {
+        tracing::error!(
+            ?record,
+            outcome = outcome.as_str(),
+            "cannot write to the audit log; the request gets an error"
+        );
+    })
+}
+
+/// Why a request is answered here.
+#[derive(Debug)]
+struct Refusal {
+    error: Error,
+    /// When the sender may go on.
+    wait: Option<Duration>,
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Self { error, wait: None }
     }
-    let state = req.app_data::<web::Data<AppState>>().ok_or_else(|| Error::defect("the application has no state"))?;
-    let user = auth::authenticate(state, credential(req)).await?;
-    permit(&user, operation)?;
-    req.extensions_mut().insert(Admitted { user, operation });
-    Ok(())
+}
+
+impl Refusal {
+    fn wait(duration: Duration, what: &str) -> Self {
+        let detail = format!("{what}; go on in {} s", duration.as_secs_f64().ceil());
+        Self { error: Error::refused(Code::RateLimited, detail), wait: Some(duration) }
+    }
+}
+
+/// Finds out who is calling, and whether they have called too often.
+async fn identify(state: &AppState, req: &ServiceRequest) -> Result<AuthUser, Refusal> {
+    let (credential, address) = (credential(req), address(req, state.limits.proxies));
+    let digest = credential.as_ref().map(auth::hash).unwrap_or_default();
+    let waiting = state.limits.may_try(address, &digest);
+    waiting.map_err(|wait| Refusal::wait(wait, "too many failed attempts to sign in from this address"))?;
+    let user = auth::authenticate(state, credential).await;
+    match &user {
+        Ok(_) => state.limits.tried(address, &digest, true),
+        Err(error) if error.code() == Some(Code::Unauthorized) => state.limits.tried(address, &digest, false),
+        Err(_) => {}
+    }
+    let user = user?;
+    state.limits.request(user.sender()).map_err(|wait| Refusal::wait(wait, "this key sends too many requests"))?;
+    Ok(user)
+}
+
+/// Where the request comes from: what the outermost of the trusted proxies saw, else the other end of the connection.
+fn address(req: &ServiceRequest, proxies: usize) -> Option<IpAddr> {
+    let peer = req.peer_addr().map(|peer| peer.ip());
+    let Some(hop) = proxies.checked_sub(1) else { return peer };
+    let headers = req.headers().get_all("x-forwarded-for").filter_map(|value| value.to_str().ok());
+    let seen: Vec<&str> = headers.flat_map(|value| value.split(',')).map(str::trim).collect();
+    seen.iter().rev().nth(hop).and_then(|text| text.parse().ok()).or(peer)
 }
 
 #[derive(serde::Deserialize)]
@@ -180,11 +274,18 @@ fn permit(user: &AuthUser, operation: &Operation) -> Result<()> {
     Err(Error::refused(Code::InsufficientScope, detail))
 }
 
-/// The reply to who may not; the header is that of RFC 6750.
-fn refused(refusal: Error, operation: &Operation, openai: bool) -> HttpResponse {
-    let code = refusal.code();
-    let mut reply =
-        if openai { openai::error::Error::from(refusal).error_response() } else { refusal.error_response() };
+/// The reply to who may not, with the challenge of RFC 6750, or the time to wait: OpenAI's clients read milliseconds.
+fn refused(refusal: Refusal, operation: &Operation, openai: bool) -> HttpResponse {
+    let Refusal { error, wait } = refusal;
+    let code = error.code();
+    let mut reply = if openai { openai::error::Error::from(error).error_response() } else { error.error_response() };
+    if let Some(wait) = wait {
+        let seconds = wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0));
+        reply.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+        if openai && let Ok(value) = HeaderValue::try_from(wait.as_millis().max(1).to_string()) {
+            reply.headers_mut().insert(HeaderName::from_static("retry-after-ms"), value);
+        }
+    }
     let challenge = match (code, operation.access) {
         (Some(Code::InsufficientScope), Access::User(scope)) => {
             HeaderValue::try_from(format!("Bearer error=\"insufficient_scope\", scope=\"{scope}\"")).ok()

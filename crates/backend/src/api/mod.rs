@@ -4,16 +4,19 @@
 
 pub mod account;
 pub mod artifacts;
+pub mod audit;
 pub mod authz;
 mod body;
 pub mod catalog;
 pub mod datasets;
 pub mod guard;
 pub mod jobs;
+pub mod keys;
 pub mod models;
 pub mod openapi;
 pub mod packages;
 mod precondition;
+pub mod users;
 pub mod versions;
 
 use actix_web::web;
@@ -23,6 +26,16 @@ pub fn configure(config: &mut web::ServiceConfig) {
     config
         .service(openapi::get_openapi)
         .service(account::get_me)
+        .service(keys::create_key)
+        .service(keys::list_keys)
+        .service(keys::get_key)
+        .service(keys::update_key)
+        .service(keys::delete_key)
+        .service(users::list_users)
+        .service(users::create_user)
+        .service(users::update_user)
+        .service(users::delete_user)
+        .service(audit::list_audit)
         .service(datasets::upload_dataset)
         .service(datasets::create_dataset)
         .service(datasets::complete_dataset)

@@ -3,6 +3,7 @@
 
 use super::{begin, discard, finish, keep_alive, key, too_large};
 use crate::{
+    audit,
     error::{Error, Result},
     state::AppState,
     store::Dataset,
@@ -35,13 +36,13 @@ const LINGER: Duration = Duration::from_secs(5);
 pub async fn receive(state: AppState, user: UserId, req: &HttpRequest, payload: web::Payload) -> Result<DatasetView> {
     let declared = req.headers().get("content-length").and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
     let mut form = Form::new(req, payload, "name, file and optionally validation");
-    let task = actix_web::rt::spawn(async move {
+    let task = actix_web::rt::spawn(audit::carry(async move {
         let result = read(&state, user, &mut form, declared).await;
         if result.is_err() {
             form.drain().await;
         }
         result
-    });
+    }));
     task.await.map_err(Error::defect)?
 }
 

@@ -9,6 +9,7 @@ mod run;
 pub use run::{deploy, launch, not_served};
 
 use crate::{
+    audit,
     db::Conn,
     error::{Error, Result},
     state::AppState,
@@ -94,7 +95,9 @@ pub async fn create_package(
     check_name("template_type", template)?;
     let rest =
         PackageChange { name: None, description: Some(request.description), config_json: request.config.map(Json) };
-    let view = Package::insert(conn, user, &request.name, template, rest).await?.into();
+    let row = Package::insert(conn, user, &request.name, template, rest).await?;
+    audit::about(row.id);
+    let view = row.into();
     idempotency::keep(conn, user, key, &view).await?;
     Ok(view)
 }

@@ -1,7 +1,7 @@
 //! Datasets.
 
 use super::{Json, Name, page::PageQuery, signed, unsigned};
-use crate::{db::Conn, error::Result, schema::datasets};
+use crate::{audit, db::Conn, error::Result, schema::datasets};
 use chrono::{DateTime, Utc};
 use diesel::{
     dsl::{not, sql},
@@ -96,6 +96,7 @@ impl Dataset {
             datasets::storage_path.eq(layout::dataset_prefix(user, id)),
         );
         let insert = diesel::insert_into(datasets::table).values(values);
+        audit::about(id);
         Ok(insert.returning(Self::as_returning()).get_result(conn).await?)
     }
 

@@ -15,10 +15,8 @@ use diesel_async::RunQueryDsl;
 use serde::{Serialize, de::DeserializeOwned};
 use sha2::{Digest, Sha256};
 use std::fmt::Debug;
-use wire::{
-    ids::{KeyId, UserId},
-    problem::Code,
-};
+use uuid::Uuid;
+use wire::{ids::UserId, problem::Code};
 
 const MAX_LENGTH: usize = 200;
 
@@ -42,11 +40,11 @@ impl IdempotencyKey {
         Ok(Self { key: key.to_owned(), body_hash: digest.finalize().to_vec() })
     }
 
-    /// For a request without a key: the next one of the same API key with the same body is another request, unless its
+    /// For a request without a key: the next one of the same sender with the same body is another request, unless its
     /// client says that it sends it again.
-    pub fn of_content<B: Serialize>(key: KeyId, scope: &str, body: &B) -> Result<Self> {
+    pub fn of_content<B: Serialize>(sender: Uuid, scope: &str, body: &B) -> Result<Self> {
         let body_hash = Self::new("-", scope, body)?.body_hash;
-        Ok(Self { key: format!("sdk:{key}:{}", hex::encode(&body_hash)), body_hash })
+        Ok(Self { key: format!("sdk:{sender}:{}", hex::encode(&body_hash)), body_hash })
     }
 
     /// Waits for another request of this key that is being served, and makes later ones wait for ours.

@@ -2,6 +2,7 @@
 
 use super::{Json, columns::to_numeric, page::PageQuery};
 use crate::{
+    audit,
     db::Conn,
     error::{Error, Result},
     schema::{job_attempts, job_events, training_jobs as jobs},
@@ -136,6 +137,7 @@ impl NewJob {
             jobs::budget_limit.eq(to_numeric(self.origin.budget_limit)),
         );
         diesel::insert_into(jobs::table).values(values).execute(conn).await?;
+        audit::about(id);
         Ok(id)
     }
 }

@@ -6,18 +6,22 @@ pub mod columns;
 pub mod dataset;
 pub mod idempotency;
 pub mod job;
+pub mod key;
 pub mod metric;
 pub mod model;
 pub mod package;
 pub mod page;
+pub mod user;
 pub mod version;
 
 pub use artifact::Artifact;
 pub use columns::{Json, Name};
 pub use dataset::Dataset;
 pub use job::Job;
+pub use key::Key;
 pub use model::Model;
 pub use package::Package;
+pub use user::User;
 pub use version::Version;
 
 /// Sizes and counts are never negative, but SQL has only signed integers.

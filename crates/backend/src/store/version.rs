@@ -7,6 +7,7 @@ use super::{
     page::{PageQuery, Sort},
 };
 use crate::{
+    audit,
     db::Conn,
     error::{Error, Result},
     schema::{training_configs as packages, training_package_versions as versions},
@@ -238,8 +239,10 @@ impl Version {
         content: Content,
         budget: Option<f64>,
     ) -> Result<Self> {
+        let id = VersionId::random();
+        audit::about(id);
         let values = (
-            versions::id.eq(VersionId::random().0),
+            versions::id.eq(id.0),
             versions::user_id.eq(user.0),
             versions::package_id.eq(package.0),
             versions::parent_version_id.eq(parent.map(|p| p.0)),
@@ -259,6 +262,7 @@ impl Version {
         content: Content,
         budget: Option<f64>,
     ) -> Result<Option<Self>> {
+        audit::about(id);
         let set = (content, versions::budget_limit.eq(to_numeric(budget)));
         let this = versions::table
             .filter(versions::id.eq(id.0))

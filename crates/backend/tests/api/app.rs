@@ -255,6 +255,9 @@ pub fn command(dir: &Path, database: &str, gateway: &str) -> Command {
         .env("RUN_DIR", dir.join("run"))
         // These tests end where training begins.
         .env("TRAINER_BIN", "/bin/false")
+        // Limits have tests of their own.
+        .env("RATE_LIMIT_PER_MINUTE", "0")
+        .env("AUTH_FAILURES_PER_MINUTE", "0")
         .env("DATASET_MAX_BYTES", DATASET_MAX_BYTES.to_string())
         .env("RUST_LOG", "debug,hyper_util=info,h2=info")
         .stdin(Stdio::null())

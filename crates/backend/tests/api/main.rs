@@ -7,6 +7,7 @@ mod catalogue;
 mod database;
 mod datasets;
 mod fit;
+mod identity;
 mod jobs;
 mod models;
 mod openai;

@@ -1,7 +1,7 @@
 //! What a backend that dies in mid-upload leaves is removed later.
 
 use crate::app::{TestApp, chat_rows};
-use backend::{AppState, config::Config, db::Conn, gateway::Gateway, schema, store::Dataset, sweep};
+use backend::{AppState, config::Config, db::Conn, gateway::Gateway, limits::Limits, schema, store::Dataset, sweep};
 use chrono::{DateTime, TimeDelta, Utc};
 use diesel::{prelude::*, sql_types::Timestamptz};
 use diesel_async::RunQueryDsl;
@@ -28,6 +28,7 @@ pub fn state(app: &TestApp) -> AppState {
         gateway: Gateway::new(&config.gateway_url, &config.token_key).unwrap(),
         launcher: backend::jobs::launcher(&config.training).unwrap(),
         base_url: app.url.clone(),
+        limits: Arc::new(Limits::new(&config.limits)),
         config: Arc::new(config),
     }
 }

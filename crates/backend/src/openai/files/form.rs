@@ -6,6 +6,7 @@ use super::{
     rows::{FileRow, NewFile},
 };
 use crate::{
+    audit,
     auth::AuthUser,
     datasets::{self, form},
     db::Conn,
@@ -36,13 +37,13 @@ const MAX_FILENAME_CHARS: usize = 255;
 pub async fn receive(state: AppState, user: AuthUser, req: &HttpRequest, payload: web::Payload) -> Result<FileObject> {
     let delivery = Delivery::of(req);
     let mut form = form::Form::new(req, payload, "the fields file and purpose");
-    let task = actix_web::rt::spawn(async move {
+    let task = actix_web::rt::spawn(audit::carry(async move {
         let result = read(&state, &user, delivery, &mut form).await;
         if result.is_err() {
             form.drain().await;
         }
         result
-    });
+    }));
     task.await.map_err(Cause::defect)?
 }
 
@@ -145,7 +146,7 @@ impl Source<'_> {
             error,
             dataset: dataset_id,
             job: None,
-            key: Some(key),
+            key,
             sha256,
             lifetime,
         };

@@ -135,9 +135,10 @@ impl FileRow {
     }
 
     /// The file that the same key made of the same content within the last minute.
-    pub async fn twin(conn: &mut Conn, key: KeyId, sha256: &str, filename: &str) -> Result<Option<Self>> {
+    pub async fn twin(conn: &mut Conn, key: Option<KeyId>, sha256: &str, filename: &str) -> Result<Option<Self>> {
         let recent = files::created_at.gt(Utc::now() - TimeDelta::seconds(60));
-        let same = live().filter(files::key_id.assume_not_null().eq(key.0)).filter(files::filename.eq(filename));
+        let same =
+            live().filter(files::key_id.is_not_distinct_from(key.map(|k| k.0))).filter(files::filename.eq(filename));
         let same = same.filter(files::sha256.assume_not_null().eq(sha256)).filter(recent);
         let newest = same.order(files::created_at.desc()).select(Self::as_select());
         Ok(newest.first(conn).await.optional()?)

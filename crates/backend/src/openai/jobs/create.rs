@@ -75,7 +75,7 @@ pub async fn create(state: &AppState, user: &AuthUser, identity: Identity, body:
     let (owner, organization) = (user.user_id, user.name.clone());
     let (key, retried) = match identity.key {
         Some(key) => (IdempotencyKey::new(&key, "create_fine_tuning_job", &body)?, None),
-        None => (IdempotencyKey::of_content(user.key_id, "create_fine_tuning_job", &body)?, Some(identity.delivery)),
+        None => (IdempotencyKey::of_content(user.sender(), "create_fine_tuning_job", &body)?, Some(identity.delivery)),
     };
     let work = async move |conn: &mut Conn| {
         let replay = match retried {

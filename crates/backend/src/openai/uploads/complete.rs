@@ -6,6 +6,7 @@ use super::{
     view,
 };
 use crate::{
+    audit,
     auth::AuthUser,
     datasets,
     db::Conn,
@@ -61,7 +62,7 @@ pub async fn complete(state: &AppState, user: &AuthUser, id: &str, content: &[u8
     }
     // To its end, also when the client goes away.
     let (state, user) = (state.clone(), user.clone());
-    let task = actix_web::rt::spawn(async move {
+    let task = actix_web::rt::spawn(audit::carry(async move {
         let result = make_file(&state, &user, &row, parts, request.md5).await;
         let file = match result {
             Ok(file) => file,
@@ -75,7 +76,7 @@ pub async fn complete(state: &AppState, user: &AuthUser, id: &str, content: &[u8
         let row = state.db.tenant(user.user_id, end).await?;
         state.gateway.delete_prefix(&row.part_prefix()).await?;
         completed(&state, user.user_id, row).await
-    });
+    }));
     task.await.map_err(Cause::defect)?
 }
 

@@ -12,7 +12,9 @@ use super::{
     files::{FileObject, form, rows::FileRow},
     ids,
 };
-use crate::{datasets, datasets::form as stream, db::Conn, error::Error as Cause, state::AppState, store::unsigned};
+use crate::{
+    audit, datasets, datasets::form as stream, db::Conn, error::Error as Cause, state::AppState, store::unsigned,
+};
 use actix_web::{HttpRequest, web};
 use chrono::{TimeDelta, Utc};
 use rows::{State, UploadRow};
@@ -152,13 +154,13 @@ pub async fn add_part(
 ) -> Result<UploadedPart> {
     let row = find(&state, user, id).await?;
     let mut form = stream::Form::new(req, payload, "the field data");
-    let task = actix_web::rt::spawn(async move {
+    let task = actix_web::rt::spawn(audit::carry(async move {
         let result = store_part(&state, &row, &mut form).await;
         if result.is_err() {
             form.drain().await;
         }
         result
-    });
+    }));
     task.await.map_err(Cause::defect)?
 }
 

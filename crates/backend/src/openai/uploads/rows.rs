@@ -1,6 +1,7 @@
 //! The tables of uploads and their parts.
 
 use crate::{
+    audit,
     db::Conn,
     error::Result,
     schema::{openai_upload_parts as parts, openai_uploads as uploads},
@@ -47,8 +48,10 @@ impl UploadRow {
         lifetime: Option<TimeDelta>,
         open_for: TimeDelta,
     ) -> Result<Self> {
+        let id = Uuid::new_v4();
+        audit::about(id);
         let values = (
-            uploads::id.eq(Uuid::new_v4()),
+            uploads::id.eq(id),
             uploads::user_id.eq(user.0),
             uploads::filename.eq(filename),
             uploads::size.eq(signed(size)),
