@@ -20,7 +20,7 @@ use wire::account::{Role, Scope};
 const ROTATED: &str = "hone_sk_00000000000000000000000000000000000000000000000000000000000000ff";
 
 /// (operation id, method, path) of the document.
-fn operations(document: &Value) -> Vec<(String, Method, String, Value)> {
+pub fn operations(document: &Value) -> Vec<(String, Method, String, Value)> {
     let mut found = Vec::new();
     for (path, item) in document["paths"].as_object().unwrap() {
         for (method, operation) in item.as_object().unwrap() {
@@ -42,7 +42,7 @@ fn concrete(path: &str) -> String {
     filled.collect::<Vec<_>>().join("/")
 }
 
-fn document() -> Value {
+pub fn document() -> Value {
     serde_json::from_str(&backend::api::openapi::document().to_json().unwrap()).unwrap()
 }
 

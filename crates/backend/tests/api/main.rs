@@ -14,6 +14,8 @@ mod openai;
 mod packages;
 mod schema;
 mod sweep;
+mod tenancy;
+mod tenants;
 mod upgrade;
 mod versions;
 mod versions_sql;

@@ -32,7 +32,7 @@ pub fn tiny_with(last_byte: u8) -> Files {
     files
 }
 
-fn describe(files: &Files) -> Value {
+pub fn describe(files: &Files) -> Value {
     files
         .iter()
         .map(|(path, content)| json!({"path": path, "size": content.len(), "sha256": hex::encode(Sha256::digest(content))}))

@@ -16,7 +16,8 @@ struct Line {
 }
 
 /// Rows of a query with one text column `line`.
-pub async fn lines(db: &Db, query: &'static str) -> Vec<String> {
+pub async fn lines(db: &Db, query: impl Into<String>) -> Vec<String> {
+    let query = query.into();
     let read = async move |conn: &mut Conn| Ok(diesel::sql_query(query).load::<Line>(conn).await?);
     db.system(read).await.unwrap().into_iter().map(|l| l.line).collect()
 }
