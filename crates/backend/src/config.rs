@@ -5,6 +5,7 @@ use crate::{
     db::DbConfig,
     jobs::{launcher::subprocess::inheritable, policy::Policy},
     limits::LimitsConfig,
+    mlflow::MlflowConfig,
 };
 use secrecy::{ExposeSecret, SecretString};
 use service::{
@@ -70,6 +71,8 @@ pub struct Config {
     pub catalog: Catalog,
     /// Size limit of one dataset, all files together; the gateway has its own per file.
     pub dataset_max_bytes: u64,
+    /// Where runs are exported to.
+    pub mlflow: Option<MlflowConfig>,
 }
 
 impl Config {
@@ -92,6 +95,7 @@ impl Config {
             limits: LimitsConfig::from_env(env)?,
             catalog: Catalog::from_env(env)?,
             dataset_max_bytes: env.parse_or("DATASET_MAX_BYTES", DATASET_MAX_BYTES)?,
+            mlflow: MlflowConfig::from_env(env)?,
         })
     }
 

@@ -17,7 +17,7 @@ use wire::{
     config::Method,
     dataset::{DatasetFile, DatasetFormat, DatasetStatus, Split},
     ids::{DatasetId, UserId},
-    job::{AdapterSpec, CreateJob, DatasetSpec, ModelSpec},
+    job::{AdapterSpec, CreateJob, DatasetSpec, ModelSpec, TrainerKind},
     memory::{Need, Rows},
     problem::{Code, FieldError, Problem},
     storage::FileRef,
@@ -68,25 +68,35 @@ impl Limits {
 pub struct Wanted {
     config: TrainingConfig,
     max_attempts: i32,
+    trainer: TrainerKind,
     origin: Origin,
 }
 
 impl Wanted {
     pub fn read(request: CreateJob, origin: Origin) -> Result<Self> {
         let config = TrainingConfig::from_value(&request.config)?;
-        let max_attempts = max_attempts(request.max_attempts)?;
+        let trainer = request.trainer;
+        let max_attempts = match (trainer, request.max_attempts) {
+            (TrainerKind::Candle, wanted) => max_attempts(wanted)?,
+            (TrainerKind::External, None | Some(1)) => 1,
+            (TrainerKind::External, Some(_)) => {
+                let detail = "max_attempts: Hone cannot start an external trainer again; leave it out";
+                return Err(Error::refused(Code::Invalid, detail));
+            }
+        };
         if config.name.as_ref().is_some_and(|n| n.chars().count() > MAX_NAME_CHARS) {
             return Err(Error::refused(Code::Invalid, format!("name: must have at most {MAX_NAME_CHARS} characters")));
         }
-        Ok(Self { config, max_attempts, origin })
+        Ok(Self { config, max_attempts, trainer, origin })
     }
 
     /// Stores and queues the job, unless it cannot run or is beyond `limits`.
     pub async fn insert(self, conn: &mut Conn, user: UserId, limits: Limits) -> Result<JobView> {
-        let Self { config, max_attempts, origin } = self;
+        let Self { config, max_attempts, trainer, origin } = self;
         check_quota(conn, limits.unfinished).await?;
-        let inputs = find(conn, &config).await?;
+        let inputs = find(conn, &config, trainer).await?;
         match (need(&inputs.model, &inputs.dataset, &config), limits.memory) {
+            _ if trainer == TrainerKind::External => {}
             (Some(need), Some(limit)) => need.check(&config, limit)?,
             (need, _) => {
                 let (shapes, limit) = (need.is_some(), limits.memory.is_some());
@@ -97,7 +107,7 @@ impl Wanted {
         let validation_dataset = held_out(conn, &config, &mut dataset).await?;
         let name = config.name.clone().unwrap_or_else(|| format!("{}-{}", model.name, dataset.name));
         let spec = SpecSnapshot { model, dataset, adapter: inputs.adapter };
-        let new = NewJob { name, config, spec, validation_dataset, max_attempts, origin };
+        let new = NewJob { name, config, spec, validation_dataset, max_attempts, trainer, origin };
         let id = new.insert(conn, user).await?;
         control::submit(conn, id).await?;
         Job::find(conn, id).await?.try_into()
@@ -113,12 +123,16 @@ pub struct Inputs {
     pub adapter: Option<AdapterSpec>,
 }
 
-/// Finds model and dataset, and refuses those that cannot be trained as `config` says.
-pub async fn find(conn: &mut Conn, config: &TrainingConfig) -> Result<Inputs> {
+/// Finds model and dataset, and refuses those that our trainer cannot train as `config` says.
+pub async fn find(conn: &mut Conn, config: &TrainingConfig, trainer: TrainerKind) -> Result<Inputs> {
     let (model_name, revision) = config.model_ref();
     let model = Model::find(conn, model_name, revision).await?;
     let dataset = Dataset::find(conn, &config.dataset).await?;
-    check_fit(config.method, dataset_spec(&dataset)?.format)?;
+    let format = dataset_spec(&dataset)?.format;
+    if trainer == TrainerKind::External {
+        return Ok(Inputs { adapter: continuation::find(conn, config, &model).await?, model, dataset });
+    }
+    check_fit(config.method, format)?;
     if let Some(info) = &model.info {
         wire::support::check(&info.0.architecture, config.method)?;
     }

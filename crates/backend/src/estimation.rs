@@ -12,7 +12,7 @@ use std::time::Duration;
 use wire::{
     JobId, JobSpec, TrainingConfig, UserId,
     estimate::{Basis, Estimate, JobEstimate},
-    job::CreateJob,
+    job::{CreateJob, TrainerKind},
     layout,
     memory::Need,
     problem::{Code, Problem},
@@ -26,7 +26,7 @@ pub async fn estimate(state: &AppState, user: UserId, request: CreateJob) -> Res
     let config = TrainingConfig::from_value(&request.config)?;
     let limit = state.launcher.memory().await;
     let asked = config.clone();
-    let find = async move |conn: &mut Conn| creation::find(conn, &asked).await;
+    let find = async move |conn: &mut Conn| creation::find(conn, &asked, TrainerKind::Candle).await;
     let inputs = state.db.tenant(user, find).await?;
     let need = creation::need(&inputs.model, &inputs.dataset, &config);
     if let (Some(need), Some(limit)) = (need, limit)

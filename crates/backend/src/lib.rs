@@ -14,6 +14,7 @@ pub mod estimation;
 pub mod gateway;
 pub mod jobs;
 pub mod limits;
+pub mod mlflow;
 pub mod openai;
 pub mod packages;
 pub mod registry;
@@ -63,6 +64,8 @@ pub async fn run(env: Env) -> anyhow::Result<()> {
     }
     let stop = CancellationToken::new();
     let sweeper = tokio::spawn(sweep::run(state.clone(), stop.clone()));
+    let exporter = state.config.mlflow.clone();
+    let exporter = exporter.map(|config| tokio::spawn(mlflow::run(state.clone(), config, stop.clone())));
     let jobs = Jobs::start(&state, &stop)?;
     let (shared, job_routes) = (state.clone(), jobs.routes());
     let routes = move |config: &mut web::ServiceConfig| {
@@ -73,6 +76,9 @@ pub async fn run(env: Env) -> anyhow::Result<()> {
     server::serve(state.config.server.clone(), listener, telemetry.metrics.clone(), readiness(&state), routes).await?;
     stop.cancel();
     sweeper.await?;
+    if let Some(exporter) = exporter {
+        exporter.await?;
+    }
     jobs.finish().await;
     Ok(())
 }

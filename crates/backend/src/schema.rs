@@ -72,6 +72,21 @@ diesel::table! {
 }
 
 diesel::table! {
+    mlflow_runs (job_id) {
+        job_id -> Uuid,
+        user_id -> Uuid,
+        run_id -> Nullable<Text>,
+        last_event_id -> BigInt,
+        claimed_by -> Nullable<Uuid>,
+        claimed_until -> Nullable<Timestamptz>,
+        closed_at -> Nullable<Timestamptz>,
+        error -> Nullable<Text>,
+        created_at -> Timestamptz,
+        updated_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
     training_jobs (id) {
         id -> Uuid,
         user_id -> Uuid,

@@ -187,6 +187,10 @@ impl Progress {
             }
             EventKind::Phase { phase, .. } => self.phase = phase_name(*phase).into(),
             EventKind::Metrics { step, values, .. } => self.metrics(*step, values),
+            EventKind::Progress { step, total_steps, .. } => {
+                self.step = self.step.max(*step);
+                self.total = total_steps.or(self.total);
+            }
             EventKind::Log { level: Level::Warn | Level::Error, message } => {
                 self.say(&format!("{} {message}", paint_err("!", Style::Yellow)));
             }

@@ -12,7 +12,7 @@ use std::{io::Read, path::Path, time::Duration};
 use wire::{
     JobView, TrainingConfig,
     estimate::{Basis, JobEstimate},
-    job::CreateJob,
+    job::{CreateJob, TrainerKind},
 };
 
 pub async fn train(context: &Context, args: &TrainArgs) -> CliResult {
@@ -24,11 +24,13 @@ pub async fn train(context: &Context, args: &TrainArgs) -> CliResult {
     TrainingConfig::from_value(&config)?;
     let api = Api { client: context.client()? };
     if args.estimate {
-        let told = api.estimate(&CreateJob { config, max_attempts: args.max_attempts }).await?;
+        let told =
+            api.estimate(&CreateJob { config, max_attempts: args.max_attempts, trainer: TrainerKind::Candle }).await?;
         context.ui.show(&told, |ui| ui.line(table(&told)));
         return if told.fits { Ok(()) } else { Err(CliError::invalid("the job does not fit into memory")) };
     }
-    let job = api.create_job(&CreateJob { config, max_attempts: args.max_attempts }).await?;
+    let job =
+        api.create_job(&CreateJob { config, max_attempts: args.max_attempts, trainer: TrainerKind::Candle }).await?;
     created(context, &api, job, args.follow).await
 }
 

@@ -299,7 +299,7 @@ impl Spool {
 fn is_essential(kind: &EventKind) -> bool {
     match kind {
         EventKind::Metrics { values, .. } => values.contains_key(metric::EVAL_LOSS),
-        EventKind::Phase { .. } | EventKind::Log { level: Level::Info, .. } => false,
+        EventKind::Phase { .. } | EventKind::Progress { .. } | EventKind::Log { level: Level::Info, .. } => false,
         EventKind::Log { .. }
         | EventKind::Started { .. }
         | EventKind::Plan { .. }

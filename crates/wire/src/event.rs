@@ -163,6 +163,12 @@ pub enum EventKind {
         epoch: f64,
         values: BTreeMap<String, f64>,
     },
+    /// Where a trainer stands that says so by itself.
+    Progress {
+        step: u64,
+        total_steps: Option<u64>,
+        eta_seconds: Option<f64>,
+    },
     Checkpoint {
         step: u64,
         prefix: String,
@@ -204,6 +210,7 @@ impl EventKind {
             Self::Plan { .. } => "plan",
             Self::Phase { .. } => "phase",
             Self::Metrics { .. } => "metrics",
+            Self::Progress { .. } => "progress",
             Self::Checkpoint { .. } => "checkpoint",
             Self::Log { .. } => "log",
             Self::Finished { .. } => "finished",

@@ -144,6 +144,32 @@ pub struct Failure {
     pub message: String,
 }
 
+/// Who trains a job. The names are those of the column `framework`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum TrainerKind {
+    /// Hone starts its own trainer.
+    #[default]
+    Candle,
+    /// Somebody else's trainer, which its user starts and which reports here.
+    External,
+}
+
+impl TrainerKind {
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Candle => "candle",
+            Self::External => "external",
+        }
+    }
+
+    #[must_use]
+    pub const fn is_candle(&self) -> bool {
+        matches!(self, Self::Candle)
+    }
+}
+
 /// Body of `POST /training/jobs`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -154,6 +180,43 @@ pub struct CreateJob {
     /// Most attempts before the job fails; 3 when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_attempts: Option<u32>,
+    /// `external` for a trainer of your own: the reply says how it reports. `candle` when absent.
+    #[serde(default, skip_serializing_if = "TrainerKind::is_candle")]
+    pub trainer: TrainerKind,
+}
+
+/// Reply of `POST /training/jobs`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct CreatedJob {
+    #[serde(flatten)]
+    pub job: JobView,
+    /// Of a job with an external trainer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external: Option<ExternalTrainer>,
+}
+
+/// What a trainer outside Hone needs in order to report. The token is told only here.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct ExternalTrainer {
+    /// Takes Kubeflow's `trainerStatus`: `KUBEFLOW_TRAINER_SERVER_URL` of Hugging Face Transformers.
+    pub status_url: String,
+    /// Takes `CallbackBatch`es.
+    pub callback_url: String,
+    pub storage_gateway_url: String,
+    /// Where artifacts may be uploaded to.
+    pub output_prefix: String,
+    /// Bearer token for all of these. Secret.
+    pub token: String,
+    pub expires_at: DateTime<Utc>,
+}
+
+impl std::fmt::Debug for ExternalTrainer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ExternalTrainer")
+            .field("status_url", &self.status_url)
+            .field("token", &"[redacted]")
+            .finish_non_exhaustive()
+    }
 }
 
 /// Where training stands.
@@ -186,6 +249,8 @@ pub struct JobView {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version_id: Option<VersionId>,
     pub config: TrainingConfig,
+    #[serde(default, skip_serializing_if = "TrainerKind::is_candle")]
+    pub trainer: TrainerKind,
     pub attempt: u32,
     pub max_attempts: u32,
     pub progress: Progress,

@@ -13,6 +13,7 @@ pub mod event;
 pub mod ids;
 pub mod job;
 pub mod job_env;
+pub mod kubeflow;
 pub mod layout;
 pub mod memory;
 pub mod model;

@@ -92,6 +92,7 @@ pub const MATRIX: &[(&str, Access)] = &[
     ("preview_dataset", Access::User(Scope::DatasetsRead)),
     ("publish_version", Access::User(Scope::PackagesWrite)),
     ("report_events", Access::Job),
+    ("report_trainer_status", Access::Job),
     ("restore_version", Access::User(Scope::PackagesWrite)),
     ("resume_fine_tuning_job", Access::User(Scope::JobsWrite)),
     ("resume_job", Access::User(Scope::JobsWrite)),

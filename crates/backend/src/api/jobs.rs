@@ -6,6 +6,7 @@ use crate::{
     creation,
     error::{Error, Result},
     estimation,
+    jobs::external,
     state::AppState,
     store::{
         Job, metric,
@@ -19,7 +20,7 @@ use wire::{
     JobState, JobView, Page,
     estimate::JobEstimate,
     ids::JobId,
-    job::{ArtifactView, CheckpointView, CreateJob, MetricPoint},
+    job::{ArtifactView, CheckpointView, CreateJob, CreatedJob, MetricPoint},
     layout,
     problem::Code,
     storage::FileRef,
@@ -29,7 +30,7 @@ type State = web::Data<AppState>;
 
 /// Create a training job. With an `Idempotency-Key` header, repeating the request gives the first reply.
 #[utoipa::path(tag = "jobs", params(("Idempotency-Key" = Option<String>, Header)),
-    responses((status = 201, body = JobView)))]
+    responses((status = 201, body = CreatedJob)))]
 #[post("/training/jobs")]
 pub async fn create_job(
     state: State,
@@ -39,7 +40,8 @@ pub async fn create_job(
 ) -> Result<HttpResponse> {
     let key = idempotency_key(&req, "create_job", &body.0)?;
     let view = creation::create(&state, user.user_id, body.into_inner(), key).await?;
-    Ok(HttpResponse::Created().json(view))
+    let external = external::access(&state, user.user_id, &view)?;
+    Ok(HttpResponse::Created().json(CreatedJob { job: view, external }))
 }
 
 /// What a job would need: memory, tokens, steps, and duration. A trainer sets it up and runs a part of it, which takes

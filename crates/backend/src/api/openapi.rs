@@ -79,6 +79,7 @@ use wire::problem::{PROBLEM_JSON, Problem};
         crate::jobs::routes::pause_job,
         crate::jobs::routes::resume_job,
         crate::jobs::routes::report_events,
+        crate::jobs::routes::report_trainer_status,
         crate::jobs::routes::list_events,
         crate::jobs::routes::get_logs,
         crate::jobs::routes::watch_job,

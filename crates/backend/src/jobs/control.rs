@@ -35,6 +35,11 @@ pub async fn request(conn: &mut Conn, job: JobId, wish: Wish, policy: &Policy) -
     let row =
         row.ok_or_else(|| Error::refused(Code::NotFound, format!("no job {job}; `GET /training/jobs` lists yours")))?;
     let from = row.state()?;
+    if wish == Wish::Pause && row.is_external() && !from.is_terminal() {
+        let detail =
+            format!("job {job} is trained outside Hone, where it cannot be paused from here; cancel it instead");
+        return Err(Error::refused(Code::Conflict, detail));
+    }
     let change = match plan(from, wish, row.attempt > 0, policy) {
         Ok(Some(change)) => change,
         Ok(None) => return Ok(None),

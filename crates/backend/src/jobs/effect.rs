@@ -33,6 +33,7 @@ pub fn effect(kind: &EventKind) -> Effect {
         | EventKind::Plan { .. }
         | EventKind::Phase { .. }
         | EventKind::Metrics { .. }
+        | EventKind::Progress { .. }
         | EventKind::Log { .. } => Effect::None,
     }
 }

@@ -7,7 +7,9 @@
 pub mod control;
 pub mod decide;
 pub mod effect;
+pub mod external;
 pub mod ingest;
+pub mod kubeflow;
 pub mod launcher;
 pub mod policy;
 pub mod progress;

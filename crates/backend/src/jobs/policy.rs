@@ -12,6 +12,9 @@ pub struct Policy {
     pub heartbeat: Duration,
     /// How long a started trainer may take to send its first callback.
     pub claim: Duration,
+    /// The same two for a trainer outside Hone, which somebody has to start and which reports when it likes.
+    pub external_lease: Duration,
+    pub external_claim: Duration,
     /// Wait before the second attempt; doubles with every further one.
     pub retry_first: Duration,
     pub retry_max: Duration,
@@ -39,6 +42,8 @@ impl Default for Policy {
             lease: Duration::from_secs(45),
             heartbeat: Duration::from_secs(10),
             claim: Duration::from_secs(120),
+            external_lease: Duration::from_secs(600),
+            external_claim: Duration::from_secs(24 * 3600),
             retry_first: Duration::from_secs(5),
             retry_max: Duration::from_secs(300),
             kill_grace: Duration::from_secs(2),
@@ -54,14 +59,22 @@ impl Default for Policy {
 }
 
 impl Policy {
-    /// Reads `LEASE_SECONDS`, `HEARTBEAT_SECONDS`, `CLAIM_SECONDS`, `RETRY_SECONDS`, `SLOW_CLIENT_SECONDS`,
-    /// `MAX_CONCURRENT_JOBS` and `MAX_UNFINISHED_JOBS`.
+    /// The rules for a trainer outside Hone.
+    #[must_use]
+    pub const fn external(self) -> Self {
+        Self { lease: self.external_lease, claim: self.external_claim, ..self }
+    }
+
+    /// Reads `LEASE_SECONDS`, `HEARTBEAT_SECONDS`, `CLAIM_SECONDS`, `EXTERNAL_LEASE_SECONDS`, `EXTERNAL_CLAIM_SECONDS`,
+    /// `RETRY_SECONDS`, `SLOW_CLIENT_SECONDS`, `MAX_CONCURRENT_JOBS` and `MAX_UNFINISHED_JOBS`.
     pub fn from_env(env: &Env) -> Result<Self, EnvError> {
         let base = Self::default();
         let policy = Self {
             lease: seconds(env, "LEASE_SECONDS", base.lease)?,
             heartbeat: seconds(env, "HEARTBEAT_SECONDS", base.heartbeat)?,
             claim: seconds(env, "CLAIM_SECONDS", base.claim)?,
+            external_lease: seconds(env, "EXTERNAL_LEASE_SECONDS", base.external_lease)?,
+            external_claim: seconds(env, "EXTERNAL_CLAIM_SECONDS", base.external_claim)?,
             retry_first: seconds(env, "RETRY_SECONDS", base.retry_first)?,
             slow_client: seconds(env, "SLOW_CLIENT_SECONDS", base.slow_client)?,
             max_concurrent: env.parse_or("MAX_CONCURRENT_JOBS", base.max_concurrent)?,

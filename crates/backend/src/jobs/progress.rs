@@ -38,6 +38,11 @@ pub fn fold(progress: &mut Progress, kind: &EventKind) {
             progress.loss = values.get(TRAIN_LOSS).copied().or(progress.loss);
             progress.tokens_per_second = values.get(TOKENS_PER_SECOND).copied().or(progress.tokens_per_second);
         }
+        EventKind::Progress { step, total_steps, eta_seconds } => {
+            progress.step = progress.step.max(*step);
+            progress.total_steps = total_steps.or(progress.total_steps);
+            progress.eta_seconds = *eta_seconds;
+        }
         EventKind::Finished { summary, .. } => {
             progress.step = summary.steps;
             progress.phase = None;

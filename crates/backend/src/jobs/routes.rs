@@ -14,7 +14,10 @@ use crate::{
 };
 use actix_web::{HttpRequest, HttpResponse, delete, get, http::header, post, web};
 use serde::Deserialize;
-use wire::{CallbackBatch, CallbackReply, JobId, JobView, Page, UserId, event::StreamMessage, problem::Code};
+use wire::{
+    CallbackBatch, CallbackReply, JobId, JobView, Page, UserId, event::StreamMessage, kubeflow::StatusReport,
+    problem::Code,
+};
 
 type State = web::Data<AppState>;
 type Rules = web::Data<Policy>;
@@ -29,6 +32,7 @@ pub fn configure(config: &mut web::ServiceConfig) {
         .service(pause_job)
         .service(resume_job)
         .service(report_events)
+        .service(report_trainer_status)
         .service(list_events)
         .service(get_logs)
         .service(watch_job);
@@ -95,6 +99,21 @@ pub async fn report_events(
 ) -> Result<HttpResponse> {
     let reply = super::ingest::callback(&req, *id, payload, &state, &policy).await?;
     Ok(HttpResponse::Ok().json(reply))
+}
+
+/// Where a trainer outside Hone stands, as Kubeflow Trainer takes it; its namespace does not
+/// matter. 100 % is success.
+#[utoipa::path(tag = "jobs", params(("name" = String, Path, description = "any"), ("id" = JobId, Path)), request_body = StatusReport,
+    responses((status = 200, body = StatusReport)))]
+#[post("/apis/trainer.kubeflow.org/v1alpha1/namespaces/{name}/trainjobs/{id}/status")]
+pub async fn report_trainer_status(
+    req: HttpRequest,
+    path: web::Path<(String, JobId)>,
+    body: web::Bytes,
+    state: State,
+    policy: Rules,
+) -> Result<web::Json<StatusReport>> {
+    Ok(web::Json(super::kubeflow::report(&req, path.1, &body, &state, &policy).await?))
 }
 
 #[derive(Debug, Clone, Deserialize, utoipa::IntoParams)]

@@ -19,7 +19,7 @@ use serde_json::Value;
 use uuid::Uuid;
 use wire::{
     JobId, JobState, UserId,
-    job::{Failure, Progress},
+    job::{Failure, Progress, TrainerKind},
     storage::FileRef,
 };
 
@@ -68,6 +68,12 @@ impl JobRow {
     #[must_use]
     pub fn attempt(&self) -> u32 {
         count(self.attempt)
+    }
+
+    /// Whether a trainer outside Hone does the work.
+    #[must_use]
+    pub fn is_external(&self) -> bool {
+        self.framework == TrainerKind::External.as_str()
     }
 
     /// `{}` until a trainer reports.

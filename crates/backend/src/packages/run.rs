@@ -18,7 +18,7 @@ use uuid::Uuid;
 use wire::{
     JobView,
     ids::{UserId, VersionId},
-    job::CreateJob,
+    job::{CreateJob, TrainerKind},
     package::{DeployTarget, DeployVersion, LaunchVersion, Steps, VersionStatus},
     problem::{Code, Problem},
 };
@@ -58,7 +58,8 @@ pub async fn launch(
     }
     let deploy = steps.deploy.unwrap_or_default();
     let origin = Origin { version: Some(id), gpu_config: deploy.gpu_config, budget_limit: deploy.budget_limit };
-    let wanted = Wanted::read(CreateJob { config, max_attempts: request.max_attempts }, origin)?;
+    let wanted =
+        Wanted::read(CreateJob { config, max_attempts: request.max_attempts, trainer: TrainerKind::Candle }, origin)?;
     let view = wanted.insert(conn, user, limits).await?;
     idempotency::keep(conn, user, key, &view).await?;
     Ok(view)

@@ -16,7 +16,7 @@ use wire::{
     JobState, JobView, TrainingConfig,
     event::{EventKind, StreamBody},
     ids::{DatasetId, JobId, UserId, VersionId},
-    job::{AdapterSpec, CheckpointView, DatasetSpec, Failure, ModelSpec, Progress},
+    job::{AdapterSpec, CheckpointView, DatasetSpec, Failure, ModelSpec, Progress, TrainerKind},
     problem::Code,
     storage::FileRef,
 };
@@ -51,6 +51,7 @@ pub struct Job {
     pub finished_at: Option<DateTime<Utc>>,
     pub last_contact_at: Option<DateTime<Utc>>,
     pub version_id: Option<Uuid>,
+    pub framework: String,
 }
 
 /// `progress` is `{}` until the trainer reports; absent fields take their defaults.
@@ -83,6 +84,11 @@ impl TryFrom<Job> for JobView {
             dataset_id: DatasetId(row.dataset_id),
             version_id: row.version_id.map(VersionId),
             config: row.config.0,
+            trainer: if row.framework == TrainerKind::External.as_str() {
+                TrainerKind::External
+            } else {
+                TrainerKind::Candle
+            },
             attempt: count(row.attempt),
             max_attempts: count(row.max_attempts),
             progress: row.progress.0.0,
@@ -112,6 +118,7 @@ pub struct NewJob {
     /// Whose rows are held out, when they are not of the training dataset.
     pub validation_dataset: Option<DatasetId>,
     pub max_attempts: i32,
+    pub trainer: TrainerKind,
     pub origin: Origin,
 }
 
@@ -124,6 +131,7 @@ impl NewJob {
             jobs::user_id.eq(user.0),
             jobs::name.eq(self.name),
             jobs::state.eq(JobState::Validating.as_str()),
+            jobs::framework.eq(self.trainer.as_str()),
             jobs::config.eq(Json(self.config)),
             jobs::model_name.eq(self.spec.model.name.clone()),
             jobs::model_revision.eq(self.spec.model.revision.clone()),

@@ -125,6 +125,7 @@ async fn a_tenant_may_write_only_what_requests_of_users_change() {
     job_events: INSERT SELECT
     latest_published_versions: SELECT
     metrics_points: SELECT
+    mlflow_runs: SELECT
     model_artifacts: SELECT UPDATE
     models: DELETE INSERT SELECT UPDATE
     notifications: INSERT SELECT UPDATE

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "helpers of tests")]
 
 mod callbacks;
+mod external;
 mod gateway;
 mod restart;
 mod service;

@@ -75,6 +75,7 @@ pub fn describe(kind: &EventKind) -> String {
         }
         EventKind::Phase { phase, message } if message.is_empty() => phase.as_str().replace('_', " "),
         EventKind::Phase { phase, message } => format!("{}: {message}", phase.as_str().replace('_', " ")),
+        EventKind::Progress { step, .. } => format!("at step {step}"),
         EventKind::Metrics { step, epoch, values } => {
             let values: Vec<String> = values.iter().map(|(k, v)| format!("{k} {}", number(*v))).collect();
             format!("step {step} (epoch {epoch:.2}): {}", values.join(", "))

@@ -56,7 +56,7 @@ pub async fn callback(
 }
 
 /// The token must name this job; whether its attempt is still the current one, the row says.
-fn authorise(req: &HttpRequest, job: JobId, state: &AppState) -> Result<JobGrant> {
+pub(super) fn authorise(req: &HttpRequest, job: JobId, state: &AppState) -> Result<JobGrant> {
     let unauthorised = || Error::refused(Code::Unauthorized, "send the job's token as `Authorization: Bearer …`");
     let token = bearer(req).ok_or_else(unauthorised)?;
     match state.config.token_key.verify(token) {

@@ -40,6 +40,16 @@ pub struct Received {
     pub body: Value,
 }
 
+impl Received {
+    /// An event that the backend itself words for a trainer.
+    pub fn new(event: Event) -> serde_json::Result<Self> {
+        let hash = Sha256::digest(serde_json::to_value(&event)?.to_string().as_bytes()).to_vec();
+        let seq = i64::try_from(event.seq).unwrap_or(i64::MAX);
+        let body = serde_json::to_value(StreamBody::Event { event: event.clone() })?;
+        Ok(Self { seq, hash, event, body })
+    }
+}
+
 /// An event that cannot be applied.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rejected {

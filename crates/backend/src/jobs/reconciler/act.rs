@@ -6,6 +6,7 @@ use crate::{
     error::{Error, Result},
     jobs::{
         decide::{Observed, Runtime, Settlement, Verification},
+        external,
         launcher::{LaunchError, LaunchSpec},
         rows::{AttemptRow, JobRow, Situation},
         transition::{Change, Moved, OneMore},
@@ -14,52 +15,67 @@ use crate::{
     schema::{job_attempts, training_jobs},
     store::{Artifact, job::SpecSnapshot},
 };
-use diesel::{dsl::sql, prelude::*, sql_types::Bool};
+use diesel::{
+    dsl::sql,
+    prelude::*,
+    sql_types::{BigInt, Bool},
+};
 use diesel_async::RunQueryDsl;
 use service::token::{Grant, JobGrant};
 use std::time::Duration;
-use wire::{JobId, JobSpec, JobState, job::Failure, layout, problem::Code, storage::Manifest};
+use wire::{
+    JobId, JobSpec, JobState,
+    job::{Failure, TrainerKind},
+    layout,
+    problem::Code,
+    storage::Manifest,
+};
 
 /// A job token outlives any attempt; it dies with the attempt's epoch.
 const TOKEN_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
+const EXTERNAL: &str = TrainerKind::External.as_str();
 /// Serialises dispatch over all backends, so that the limit on concurrent jobs holds (arbitrary, but fixed).
 const DISPATCH_LOCK: &str = "SELECT pg_advisory_xact_lock(7526411)";
 
 impl Reconciler {
     /// Moves the oldest queued job to `starting` if another trainer may run.
     pub(super) async fn dispatch(&self) -> Result<Option<JobId>> {
-        let (limit, claim) = (i64::from(self.policy.max_concurrent), self.policy.claim);
+        let (limit, policy) = (i64::from(self.policy.max_concurrent), self.policy);
         let launcher = std::sync::Arc::clone(&self.launcher);
         let dispatched = self.state.db.system(async move |conn| {
             diesel::sql_query(DISPATCH_LOCK).execute(conn).await?;
             let running = [JobState::Starting, JobState::Running, JobState::Pausing, JobState::Cancelling];
             let running: i64 = training_jobs::table
                 .filter(training_jobs::state.eq_any(running.map(JobState::as_str)))
+                .filter(training_jobs::framework.ne(EXTERNAL))
                 .count()
                 .get_result(conn)
                 .await?;
-            if running >= limit {
-                return Ok(None);
-            }
+            // A trainer outside Hone takes none of our places.
             let next = training_jobs::table
                 .filter(training_jobs::state.eq(JobState::Queued.as_str()))
+                .filter(training_jobs::framework.eq(EXTERNAL).or(running.into_sql::<BigInt>().lt(limit)))
                 .order((training_jobs::created_at, training_jobs::id))
-                .select(training_jobs::id)
+                .select((training_jobs::id, training_jobs::framework.eq(EXTERNAL)))
                 .for_update()
                 .skip_locked();
-            let Some(id) = next.first::<uuid::Uuid>(conn).await.optional()? else { return Ok(None) };
+            let Some((id, external)) = next.first::<(uuid::Uuid, bool)>(conn).await.optional()? else {
+                return Ok(None);
+            };
+            let claim = if external { policy.external_claim } else { policy.claim };
             let change = Change::to(JobState::Starting).next_attempt().lease(claim);
             let Some(moved) = change.apply(conn, JobId(id)).await? else { return Ok(None) };
             let number = u32::try_from(moved.attempt).unwrap_or_default();
             let row = training_jobs::table.find(id).select(training_jobs::user_id);
             let user: uuid::Uuid = row.first(conn).await?;
+            let runtime = if external { external::place() } else { launcher.describe(JobId(id), number) };
             diesel::insert_into(job_attempts::table)
                 .values((
                     job_attempts::job_id.eq(id),
                     job_attempts::attempt.eq(moved.attempt),
                     job_attempts::user_id.eq(user),
                     job_attempts::epoch.eq(moved.epoch),
-                    job_attempts::runtime.eq(launcher.describe(JobId(id), number)),
+                    job_attempts::runtime.eq(runtime),
                 ))
                 .execute(conn)
                 .await?;
@@ -172,7 +188,8 @@ impl Reconciler {
 
     pub(super) async fn stop(&self, at: &Situation, grace: Duration, seen: &mut Observed) -> Result<Next> {
         let Some(attempt) = &at.attempt else { return Ok(Next::Rest) };
-        seen.runtime = self.launcher.stop(&attempt.handle(), grace).await;
+        seen.runtime =
+            if at.job.is_external() { external::dismiss() } else { self.launcher.stop(&attempt.handle(), grace).await };
         match seen.runtime {
             Runtime::Gone(_) => {
                 seen.events_collected = false;
@@ -201,7 +218,7 @@ impl Reconciler {
     }
 
     async fn check_artifacts(&self, at: &Situation, files: Vec<wire::storage::FileRef>) -> Verification {
-        if files.is_empty() {
+        if files.is_empty() && !at.job.is_external() {
             return Verification::Broken("the trainer's manifest names no file".into());
         }
         let gateway = &self.state.gateway;
@@ -279,7 +296,8 @@ async fn settle(conn: &mut Conn, before: &JobRow, seq: Option<i64>, settlement: 
         .one_more_attempt(OneMore::from(settlement.refund))
         .apply(conn, before.id())
         .await?;
-    if moved.is_some() && settlement.to == JobState::Succeeded {
+    // A trainer outside Hone may keep what it made.
+    if moved.is_some() && settlement.to == JobState::Succeeded && !files.is_empty() {
         Artifact::record(conn, before.user(), before.id(), before.attempt, &files).await?;
     }
     Ok(moved)

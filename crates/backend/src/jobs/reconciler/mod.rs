@@ -10,6 +10,7 @@ mod sweep;
 
 use super::{
     decide::{Action, Observed, Runtime, decide},
+    external,
     launcher::Launcher,
     policy::Policy,
     rows::Situation,
@@ -220,7 +221,8 @@ impl Reconciler {
                 Some((attempt, observed)) if attempt == at.snapshot.attempt => observed,
                 _ => self.observe(&at).await,
             };
-            let actions = decide(&at.snapshot, &observed, at.now, &self.policy);
+            let policy = if at.job.is_external() { self.policy.external() } else { self.policy };
+            let actions = decide(&at.snapshot, &observed, at.now, &policy);
             if actions.is_empty() {
                 return Ok(());
             }
@@ -236,6 +238,7 @@ impl Reconciler {
 
     async fn observe(&self, at: &Situation) -> Observed {
         let runtime = match &at.attempt {
+            Some(attempt) if at.job.is_external() => external::runtime(at.snapshot.state, attempt),
             Some(attempt) => self.launcher.observe(&attempt.handle()).await,
             None => Runtime::NotStarted,
         };

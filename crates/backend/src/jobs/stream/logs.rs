@@ -76,6 +76,8 @@ fn describe(kind: &EventKind) -> String {
             )
         }
         EventKind::Phase { phase, message } => format!("{}: {message}", phase.as_str().replace('_', " ")),
+        EventKind::Progress { step, total_steps: Some(total), .. } => format!("at step {step} of {total}"),
+        EventKind::Progress { step, .. } => format!("at step {step}"),
         EventKind::Metrics { step, epoch, values } => {
             let values: Vec<String> = values.iter().map(|(name, value)| format!("{name} {value:.6}")).collect();
             format!("step {step} (epoch {epoch:.2}): {}", values.join(", "))

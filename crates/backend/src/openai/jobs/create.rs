@@ -23,7 +23,13 @@ use serde::Deserialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use uuid::Uuid;
-use wire::{TrainingConfig, dataset::Split, ids::DatasetId, job::CreateJob, problem::Code};
+use wire::{
+    TrainingConfig,
+    dataset::Split,
+    ids::DatasetId,
+    job::{CreateJob, TrainerKind},
+    problem::Code,
+};
 
 const MAX_SUFFIX_CHARS: usize = 64;
 const MAX_PAIRS: usize = 16;
@@ -69,7 +75,7 @@ pub async fn create(state: &AppState, user: &AuthUser, identity: Identity, body:
     let seed = seed(request.seed)?;
     let config = config(&request, &material, &method, seed);
 
-    let job = CreateJob { config: serde_json::to_value(&config)?, max_attempts: None };
+    let job = CreateJob { config: serde_json::to_value(&config)?, max_attempts: None, trainer: TrainerKind::Candle };
     let wanted = Wanted::read(job, Origin::default())?;
     let limits = Limits::of(state).await;
     let (owner, organization) = (user.user_id, user.name.clone());
