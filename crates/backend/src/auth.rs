@@ -6,6 +6,7 @@ use crate::{
     config::KEY_PREFIX,
     db::Conn,
     error::{Error, Result},
+    oidc::{Identity, Oidc},
     schema::{api_keys, users},
     state::AppState,
     store::{Key, User, key::scopes},
@@ -25,6 +26,8 @@ use wire::{
     problem::Code,
 };
 
+/// The user of the bootstrap key.
+pub const BOOTSTRAP_USER: &str = "local";
 /// Characters of a key that lists may show.
 const SHOWN: usize = 12;
 
@@ -69,11 +72,26 @@ impl FromRequest for AuthUser {
     }
 }
 
-/// The user `key` belongs to.
-pub(crate) async fn authenticate(state: &AppState, key: Option<SecretString>) -> Result<AuthUser> {
-    let key = key.ok_or_else(refused)?;
+/// The user a key belongs to, or a token of the identity provider speaks for.
+pub(crate) async fn authenticate(state: &AppState, credential: Option<SecretString>) -> Result<AuthUser> {
+    let key = credential.ok_or_else(refused)?;
+    if let Some(oidc) = state.oidc.as_ref().filter(|_| Oidc::is_token(key.expose_secret())) {
+        let identity = oidc.verify(key.expose_secret()).await?;
+        return sign_in(state, identity).await;
+    }
     let hash = hash(&key);
     state.db.system(async move |conn| find(conn, &hash).await).await?.ok_or_else(refused)
+}
+
+/// The user of an identity, who is made at first sight.
+async fn sign_in(state: &AppState, identity: Identity) -> Result<AuthUser> {
+    let scopes = identity.scopes.clone();
+    let user = state.db.system(async move |conn| User::sign_in(conn, &identity).await).await?;
+    if user.deleted_at.is_some() {
+        return Err(Error::refused(Code::Unauthorized, "no valid token: its user was deleted here"));
+    }
+    let (user_id, role) = (UserId(user.id), user.role());
+    Ok(AuthUser { user_id, key_id: None, name: user.name, email: user.email, role, scopes, key_prefix: None })
 }
 
 fn refused() -> Error {

@@ -6,6 +6,7 @@ use crate::{
     jobs::{launcher::subprocess::inheritable, policy::Policy},
     limits::LimitsConfig,
     mlflow::MlflowConfig,
+    oidc::OidcConfig,
 };
 use secrecy::{ExposeSecret, SecretString};
 use service::{
@@ -67,6 +68,7 @@ pub struct Config {
     pub training: TrainingMode,
     pub policy: Policy,
     pub limits: LimitsConfig,
+    pub oidc: Option<OidcConfig>,
     /// Presets and GPU configurations.
     pub catalog: Catalog,
     /// Size limit of one dataset, all files together; the gateway has its own per file.
@@ -93,6 +95,7 @@ impl Config {
             training: training_mode(env)?,
             policy: Policy::from_env(env)?,
             limits: LimitsConfig::from_env(env)?,
+            oidc: OidcConfig::from_env(env)?,
             catalog: Catalog::from_env(env)?,
             dataset_max_bytes: env.parse_or("DATASET_MAX_BYTES", DATASET_MAX_BYTES)?,
             mlflow: MlflowConfig::from_env(env)?,

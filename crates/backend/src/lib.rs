@@ -15,6 +15,7 @@ pub mod gateway;
 pub mod jobs;
 pub mod limits;
 pub mod mlflow;
+pub mod oidc;
 pub mod openai;
 pub mod packages;
 pub mod registry;
@@ -34,6 +35,7 @@ use futures::FutureExt;
 use gateway::Gateway;
 use jobs::Jobs;
 use limits::Limits;
+use oidc::Oidc;
 use service::{Env, server, telemetry};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
@@ -56,10 +58,14 @@ pub async fn run(env: Env) -> anyhow::Result<()> {
         launcher: jobs::launcher(&config.training)?,
         base_url,
         limits: Arc::new(Limits::new(&config.limits)),
+        oidc: config.oidc.clone().map(Oidc::new).transpose()?.map(Arc::new),
         config: Arc::new(config),
     };
     if let Some(key) = state.config.bootstrap_key.clone() {
-        let stored = state.db.system(async move |conn| auth::bootstrap(conn, "local", Role::Admin, &key).await).await;
+        let stored = state
+            .db
+            .system(async move |conn| auth::bootstrap(conn, auth::BOOTSTRAP_USER, Role::Admin, &key).await)
+            .await;
         stored.context("cannot store the bootstrap key")?;
     }
     let stop = CancellationToken::new();

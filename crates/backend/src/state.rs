@@ -1,6 +1,6 @@
 //! What every handler and background task shares.
 
-use crate::{config::Config, db::Db, gateway::Gateway, jobs::launcher::Launcher, limits::Limits};
+use crate::{config::Config, db::Db, gateway::Gateway, jobs::launcher::Launcher, limits::Limits, oidc::Oidc};
 use std::sync::Arc;
 
 /// Cheap to clone.
@@ -13,4 +13,6 @@ pub struct AppState {
     /// Where trainers reach this backend, without a trailing slash.
     pub base_url: String,
     pub limits: Arc<Limits>,
+    /// The identity provider, when there is one.
+    pub oidc: Option<Arc<Oidc>>,
 }

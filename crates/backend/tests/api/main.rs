@@ -10,6 +10,7 @@ mod fit;
 mod identity;
 mod jobs;
 mod models;
+mod oidc;
 mod openai;
 mod packages;
 mod schema;

@@ -29,6 +29,7 @@ pub fn state(app: &TestApp) -> AppState {
         launcher: backend::jobs::launcher(&config.training).unwrap(),
         base_url: app.url.clone(),
         limits: Arc::new(Limits::new(&config.limits)),
+        oidc: None,
         config: Arc::new(config),
     }
 }
