@@ -4,7 +4,8 @@ use crate::error::{CliError, CliResult, Exit};
 use reqwest::Method;
 use service::Client;
 use wire::{
-    JobId, JobView, PackageId, Page, VersionId,
+    JobId, JobView, KeyId, PackageId, Page, VersionId,
+    account::{CreateKey, CreatedKey, KeyView},
     dataset::{DatasetPreview, DatasetView, Split},
     estimate::JobEstimate,
     event::StreamMessage,
@@ -94,6 +95,20 @@ impl Api {
             Ok(request.header("idempotency-key", &key).timeout(std::time::Duration::from_secs(30)).json(body))
         };
         self.reply(self.client.send_retrying(request).await?).await
+    }
+
+    pub async fn keys(&self) -> CliResult<Vec<KeyView>> {
+        self.all("/api/keys?").await
+    }
+
+    /// Sent once: a key whose reply was lost would be one that nobody knows.
+    pub async fn create_key(&self, body: &CreateKey) -> CliResult<CreatedKey> {
+        let request = self.client.request(Method::POST, "/api/keys")?.json(body);
+        self.reply(self.client.send(request).await?).await
+    }
+
+    pub async fn revoke_key(&self, key: KeyId) -> CliResult {
+        Ok(self.client.delete(&format!("/api/keys/{key}")).await?)
     }
 
     pub async fn packages(&self) -> CliResult<Vec<PackageView>> {

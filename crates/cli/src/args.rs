@@ -3,6 +3,7 @@
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 use std::path::PathBuf;
+use wire::account::Scope;
 
 const OVERVIEW: &str = "\
 Examples:
@@ -59,6 +60,9 @@ pub enum Command {
     Jobs(JobsCommand),
     /// Talk to what a job has trained
     Chat(ChatArgs),
+    /// API keys: list, make, revoke
+    #[command(subcommand)]
+    Keys(KeysCommand),
     /// Print a completion script for your shell
     Completions {
         #[arg(value_enum)]
@@ -302,6 +306,42 @@ pub enum JobsCommand {
         #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
         download: Option<PathBuf>,
     },
+}
+
+const KEYS: &str = "\
+Examples:
+  hone keys create ci --scope jobs:read --scope jobs:write --expires 90d
+  export HONE_API_KEY=$(hone keys create notebook)
+  hone keys revoke ci
+
+A key does at most what the key that makes it does.";
+
+#[derive(Debug, Subcommand)]
+#[command(after_help = KEYS)]
+pub enum KeysCommand {
+    /// List your keys, newest first
+    Ls,
+    /// Make a key; it is printed once and never again
+    #[command(after_help = KEYS)]
+    Create(CreateKeyArgs),
+    /// Revoke a key: the next request with it is refused
+    #[command(after_help = KEYS)]
+    Revoke {
+        /// Name, id, or the first characters that `ls` shows
+        key: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct CreateKeyArgs {
+    /// What it is for
+    pub name: String,
+    /// What it may do, such as jobs:read; can be repeated [default: as much as the key that makes it]
+    #[arg(long, value_name = "SCOPE")]
+    pub scope: Vec<Scope>,
+    /// When it ends: 90d, 12h, 30m [default: never]
+    #[arg(long, value_name = "TIME", value_parser = crate::keys::duration)]
+    pub expires: Option<u32>,
 }
 
 const CHAT: &str = "\

@@ -12,6 +12,7 @@ pub mod doctor;
 pub mod error;
 pub mod follow;
 pub mod jobs;
+pub mod keys;
 pub mod models;
 pub mod packages;
 pub mod postgres;
@@ -66,6 +67,7 @@ async fn run(context: &Context, command: Command) -> CliResult {
         Command::Models(command) => models::run(context, command).await,
         Command::Datasets(command) => datasets::run(context, command).await,
         Command::Packages(command) => packages::run(context, command).await,
+        Command::Keys(command) => keys::run(context, command).await,
         Command::Train(args) => train::train(context, &args).await,
         Command::Jobs(command) => jobs::run(context, command).await,
         Command::Chat(args) => chat::chat(context, &args).await,

@@ -145,6 +145,7 @@ const FILL: &str = "
         VALUES ('{artifact}', '{user}', '{job}', 1, '{marker}', 'adapter', 'tiny', 'r', 'jobs/{marker}/');
     INSERT INTO cost_records (id, user_id, job_id, attempt, gpu_config, seconds, price_per_hour, amount, started_at)
         VALUES ('{uuid}', '{user}', '{job}', 1, '{marker}', 1, 1, 1, now());
+    INSERT INTO mlflow_runs (job_id, user_id, run_id) VALUES ('{job}', '{user}', '{marker}');
     INSERT INTO notifications (id, user_id, kind, title) VALUES ('{uuid}', '{user}', 'test', '{marker}');
     INSERT INTO webhook_endpoints (id, user_id, url, secret) VALUES ('{endpoint}', '{user}', 'https://{marker}.example.org', 'x');
     INSERT INTO webhook_deliveries (id, user_id, endpoint_id, event_type, payload)

@@ -10,6 +10,7 @@ mod flow;
 mod harness;
 mod input;
 mod isolation;
+mod keys;
 mod material;
 mod packages;
 mod start;
