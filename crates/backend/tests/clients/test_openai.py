@@ -325,6 +325,14 @@ class Errors(Case):
         delete = lambda: self.api.models.delete("hone-tiny")
         self.refused(openai.PermissionDeniedError, delete, code="insufficient_permissions")
 
+    def test_403_of_a_key_without_the_scope(self):
+        body = {"name": "reader", "scopes": ["models:read"]}
+        made = self.api.post(URL + "/api/keys", cast_to=object, body=body)
+        reader = client(key=made["key"])
+        self.assertEqual(reader.models.list().data[0].id, "hone-tiny")
+        error = self.refused(openai.PermissionDeniedError, reader.files.list, code="missing_scope", status_code=403)
+        self.assertIn("datasets:read", error.message)
+
     def test_404(self):
         self.refused(openai.NotFoundError, lambda: self.api.files.retrieve("file-abc"), param="id")
         missing = lambda: self.api.fine_tuning.jobs.retrieve("ftjob-abc")
