@@ -11,6 +11,7 @@ use crate::{
 use secrecy::{ExposeSecret, SecretString};
 use service::{
     Env, EnvError,
+    outgoing::Allowed,
     server::ServerConfig,
     token::{TokenError, TokenKey},
 };
@@ -75,6 +76,8 @@ pub struct Config {
     pub dataset_max_bytes: u64,
     /// Where runs are exported to.
     pub mlflow: Option<MlflowConfig>,
+    /// Where requests to URLs of users may go besides public addresses.
+    pub outgoing: Allowed,
 }
 
 impl Config {
@@ -99,6 +102,7 @@ impl Config {
             catalog: Catalog::from_env(env)?,
             dataset_max_bytes: env.parse_or("DATASET_MAX_BYTES", DATASET_MAX_BYTES)?,
             mlflow: MlflowConfig::from_env(env)?,
+            outgoing: Allowed::from_env(env)?,
         })
     }
 

@@ -1,7 +1,9 @@
 //! Creating a job: everything that can be refused is refused here, before anything is stored.
 
 use crate::{
+    catalog::Catalog,
     continuation,
+    costs::{self, Price},
     db::Conn,
     error::{Error, Result},
     jobs::control,
@@ -35,7 +37,7 @@ pub async fn create(
     key: Option<IdempotencyKey>,
 ) -> Result<JobView> {
     // Before the key is claimed: a request that is refused may be sent again with the same key.
-    let wanted = Wanted::read(request, Origin::default())?;
+    let wanted = Wanted::read(request, Origin::default(), &state.config.catalog)?;
     let limits = Limits::of(state).await;
     let work = async move |conn: &mut Conn| {
         if let Some(reply) = idempotency::claim(conn, user, key.as_ref()).await? {
@@ -45,7 +47,9 @@ pub async fn create(
         idempotency::keep(conn, user, key.as_ref(), &view).await?;
         Ok(view)
     };
-    state.db.tenant(user, work).await
+    let view = state.db.tenant(user, work).await?;
+    costs::estimate::later(state, user, &view);
+    Ok(view)
 }
 
 /// What a new job is held to.
@@ -70,10 +74,11 @@ pub struct Wanted {
     max_attempts: i32,
     trainer: TrainerKind,
     origin: Origin,
+    price: Price,
 }
 
 impl Wanted {
-    pub fn read(request: CreateJob, origin: Origin) -> Result<Self> {
+    pub fn read(request: CreateJob, mut origin: Origin, catalog: &Catalog) -> Result<Self> {
         let config = TrainingConfig::from_value(&request.config)?;
         let trainer = request.trainer;
         let max_attempts = match (trainer, request.max_attempts) {
@@ -87,12 +92,20 @@ impl Wanted {
         if config.name.as_ref().is_some_and(|n| n.chars().count() > MAX_NAME_CHARS) {
             return Err(Error::refused(Code::Invalid, format!("name: must have at most {MAX_NAME_CHARS} characters")));
         }
-        Ok(Self { config, max_attempts, trainer, origin })
+        origin.gpu_config = request.gpu_config.or(origin.gpu_config);
+        origin.budget_limit = request.budget_limit.or(origin.budget_limit);
+        costs::check_limit(origin.budget_limit)?;
+        let price = Price::of(catalog, origin.gpu_config.as_deref())?;
+        if trainer == TrainerKind::External && origin.budget_limit.is_some() {
+            let detail = "budget_limit: a trainer outside Hone cannot be paused from here, so no limit can be kept";
+            return Err(Error::refused(Code::Invalid, detail));
+        }
+        Ok(Self { config, max_attempts, trainer, origin, price })
     }
 
     /// Stores and queues the job, unless it cannot run or is beyond `limits`.
     pub async fn insert(self, conn: &mut Conn, user: UserId, limits: Limits) -> Result<JobView> {
-        let Self { config, max_attempts, trainer, origin } = self;
+        let Self { config, max_attempts, trainer, origin, price } = self;
         check_quota(conn, limits.unfinished).await?;
         let inputs = find(conn, &config, trainer).await?;
         match (need(&inputs.model, &inputs.dataset, &config), limits.memory) {
@@ -107,7 +120,7 @@ impl Wanted {
         let validation_dataset = held_out(conn, &config, &mut dataset).await?;
         let name = config.name.clone().unwrap_or_else(|| format!("{}-{}", model.name, dataset.name));
         let spec = SpecSnapshot { model, dataset, adapter: inputs.adapter };
-        let new = NewJob { name, config, spec, validation_dataset, max_attempts, trainer, origin };
+        let new = NewJob { name, config, spec, validation_dataset, max_attempts, trainer, origin, price };
         let id = new.insert(conn, user).await?;
         control::submit(conn, id).await?;
         Job::find(conn, id).await?.try_into()

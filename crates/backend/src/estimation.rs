@@ -1,6 +1,7 @@
 //! What a job would need, before it is created.
 
 use crate::{
+    costs::{self, Price},
     creation::{self, Inputs},
     db::Conn,
     error::{Error, Result},
@@ -24,7 +25,13 @@ const TOKEN_TTL: Duration = Duration::from_secs(900);
 /// shapes of the model tell the least memory.
 pub async fn estimate(state: &AppState, user: UserId, request: CreateJob) -> Result<JobEstimate> {
     let config = TrainingConfig::from_value(&request.config)?;
+    let price = Price::of(&state.config.catalog, request.gpu_config.as_deref())?;
     let limit = state.launcher.memory().await;
+    let priced = |told: JobEstimate| JobEstimate {
+        cost: told.total_seconds.map(|seconds| costs::estimate::cost(seconds, &price)),
+        currency: price.currency.clone(),
+        ..told
+    };
     let asked = config.clone();
     let find = async move |conn: &mut Conn| creation::find(conn, &asked, TrainerKind::Candle).await;
     let inputs = state.db.tenant(user, find).await?;
@@ -32,18 +39,19 @@ pub async fn estimate(state: &AppState, user: UserId, request: CreateJob) -> Res
     if let (Some(need), Some(limit)) = (need, limit)
         && need.total() > limit
     {
-        return Ok(from_shapes(&inputs, &config, Some(need), Some(limit), "it cannot fit into memory".into()));
+        let told = from_shapes(&inputs, &config, Some(need), Some(limit), "it cannot fit into memory".into());
+        return Ok(priced(told));
     }
     let spec = launch_spec(state, user, &inputs, config.clone())?;
     match state.launcher.rehearse(&spec).await {
-        Ok(estimate) => Ok(from_rehearsal(&estimate, limit)),
+        Ok(estimate) => Ok(priced(from_rehearsal(&estimate, limit))),
         Err(RehearsalError::Refused(reason)) => {
             Err(Problem::new(Code::Invalid, format!("the run cannot be estimated: {reason}")).into())
         }
         Err(e @ RehearsalError::Busy) => Err(Error::refused(Code::Overloaded, e.to_string())),
         Err(RehearsalError::Unavailable(reason)) => {
             tracing::warn!(reason, "a job could not be rehearsed");
-            Ok(from_shapes(&inputs, &config, need, limit, reason))
+            Ok(priced(from_shapes(&inputs, &config, need, limit, reason)))
         }
     }
 }
@@ -60,6 +68,8 @@ fn from_rehearsal(e: &Estimate, limit: Option<u64>) -> JobEstimate {
         total_tokens: Some(e.total_tokens),
         train_seconds: Some(e.train_seconds),
         total_seconds: Some(e.total_seconds),
+        cost: None,
+        currency: String::new(),
         note: None,
     }
 }
@@ -86,6 +96,8 @@ fn from_shapes(
         total_tokens: None,
         train_seconds: None,
         total_seconds: None,
+        cost: None,
+        currency: String::new(),
         note: Some(format!("not rehearsed: {why}")),
     }
 }

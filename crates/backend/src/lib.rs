@@ -6,6 +6,7 @@ pub mod auth;
 pub mod catalog;
 pub mod config;
 pub mod continuation;
+pub mod costs;
 pub mod creation;
 pub mod datasets;
 pub mod db;
@@ -15,6 +16,7 @@ pub mod gateway;
 pub mod jobs;
 pub mod limits;
 pub mod mlflow;
+pub mod notifications;
 pub mod oidc;
 pub mod openai;
 pub mod packages;
@@ -23,6 +25,7 @@ pub mod schema;
 pub mod state;
 pub mod store;
 pub mod sweep;
+pub mod webhooks;
 
 pub use error::{Error, Result};
 pub use state::AppState;
@@ -56,6 +59,7 @@ pub async fn run(env: Env) -> anyhow::Result<()> {
         db: Db::new(&config.database)?,
         gateway: Gateway::new(&config.gateway_url, &config.token_key)?,
         launcher: jobs::launcher(&config.training)?,
+        outgoing: webhooks::client(config.outgoing.clone())?,
         base_url,
         limits: Arc::new(Limits::new(&config.limits)),
         oidc: config.oidc.clone().map(Oidc::new).transpose()?.map(Arc::new),
@@ -72,6 +76,7 @@ pub async fn run(env: Env) -> anyhow::Result<()> {
     let sweeper = tokio::spawn(sweep::run(state.clone(), stop.clone()));
     let exporter = state.config.mlflow.clone();
     let exporter = exporter.map(|config| tokio::spawn(mlflow::run(state.clone(), config, stop.clone())));
+    let sender = tokio::spawn(webhooks::worker::run(state.clone(), stop.clone()));
     let jobs = Jobs::start(&state, &stop)?;
     let (shared, job_routes) = (state.clone(), jobs.routes());
     let routes = move |config: &mut web::ServiceConfig| {
@@ -85,6 +90,7 @@ pub async fn run(env: Env) -> anyhow::Result<()> {
     if let Some(exporter) = exporter {
         exporter.await?;
     }
+    sender.await?;
     jobs.finish().await;
     Ok(())
 }

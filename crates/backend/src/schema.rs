@@ -118,6 +118,9 @@ diesel::table! {
         actual_cost -> Nullable<Numeric>,
         budget_limit -> Nullable<Numeric>,
         validation_dataset_id -> Nullable<Uuid>,
+        price_per_hour -> Numeric,
+        currency -> Text,
+        pause -> Nullable<Jsonb>,
     }
 }
 
@@ -139,6 +142,8 @@ diesel::table! {
         started_at -> Timestamptz,
         claimed_at -> Nullable<Timestamptz>,
         finished_at -> Nullable<Timestamptz>,
+        stopped_at -> Nullable<Timestamptz>,
+        checkpoint_seconds -> Nullable<Double>,
     }
 }
 
@@ -353,6 +358,8 @@ diesel::table! {
         created_at -> Timestamptz,
         updated_at -> Timestamptz,
         deleted_at -> Nullable<Timestamptz>,
+        previous_secret -> Nullable<Bytea>,
+        previous_secret_until -> Nullable<Timestamptz>,
     }
 }
 

@@ -1,6 +1,7 @@
 //! What every handler and background task shares.
 
 use crate::{config::Config, db::Db, gateway::Gateway, jobs::launcher::Launcher, limits::Limits, oidc::Oidc};
+use service::outgoing::Outgoing;
 use std::sync::Arc;
 
 /// Cheap to clone.
@@ -10,6 +11,8 @@ pub struct AppState {
     pub db: Db,
     pub gateway: Gateway,
     pub launcher: Arc<dyn Launcher>,
+    /// For URLs that users choose.
+    pub outgoing: Outgoing,
     /// Where trainers reach this backend, without a trailing slash.
     pub base_url: String,
     pub limits: Arc<Limits>,

@@ -1,13 +1,13 @@
 //! Removes what uploads left behind: streams whose backend died, sessions nobody completed, objects of
 //! deleted datasets that storage refused to delete at the time or that jobs needed, files and uploads whose time is
-//! over, and old idempotency keys. Makes the partitions of the months to come.
+//! over, and old idempotency keys and webhook deliveries. Makes the partitions of the months to come.
 
 use crate::{
     datasets,
     error::Result,
     openai, registry,
     state::AppState,
-    store::{Dataset, Model, idempotency, metric},
+    store::{Dataset, Model, idempotency, metric, webhook::Delivery},
 };
 use chrono::{TimeDelta, Utc};
 use std::time::Duration;
@@ -39,6 +39,7 @@ pub async fn sweep(state: &AppState) -> Result<()> {
     let now = Utc::now();
     let stale = async move |conn: &mut crate::db::Conn| {
         idempotency::forget_old(conn).await?;
+        Delivery::forget_old(conn).await?;
         metric::make_partitions(conn).await?;
         let datasets = Dataset::stale(conn, now - datasets::SILENCE, now - SESSION_SILENCE).await?;
         Ok((datasets, Model::stale(conn, now - SESSION_SILENCE).await?))

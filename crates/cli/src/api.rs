@@ -6,6 +6,7 @@ use service::Client;
 use wire::{
     JobId, JobView, KeyId, PackageId, Page, VersionId,
     account::{CreateKey, CreatedKey, KeyView},
+    cost::UpdateJob,
     dataset::{DatasetPreview, DatasetView, Split},
     estimate::JobEstimate,
     event::StreamMessage,
@@ -150,6 +151,10 @@ impl Api {
     /// `action`: start, cancel, pause or resume.
     pub async fn job_action(&self, id: JobId, action: &str) -> CliResult<JobView> {
         Ok(self.client.call::<(), _>(Method::POST, &format!("/training/jobs/{id}/{action}"), None).await?)
+    }
+
+    pub async fn update_job(&self, id: JobId, body: &UpdateJob) -> CliResult<JobView> {
+        Ok(self.client.call(Method::PATCH, &format!("/training/jobs/{id}"), Some(body)).await?)
     }
 
     pub async fn metrics(&self, id: JobId, after: Option<u64>) -> CliResult<Vec<MetricPoint>> {

@@ -248,6 +248,12 @@ pub struct TrainArgs {
     /// Attempts before the job fails [default: 3]
     #[arg(long, value_name = "N")]
     pub max_attempts: Option<u32>,
+    /// Hardware it runs on, which has the price: an id of `GET /api/gpu-configs` [default: this machine]
+    #[arg(long, value_name = "ID")]
+    pub gpu_config: Option<String>,
+    /// Pause the job before it costs more than this
+    #[arg(long, value_name = "AMOUNT")]
+    pub budget: Option<f64>,
 }
 
 const JOB_IDS: &str = "ID is a job's id, the beginning of one, or `latest`.";
@@ -296,6 +302,13 @@ pub enum JobsCommand {
     /// Go on with a paused job
     #[command(after_help = JOB_IDS)]
     Resume { id: String },
+    /// Change what a job may cost; a job paused at its limit goes on after `resume`
+    #[command(after_help = JOB_IDS)]
+    Budget {
+        id: String,
+        /// In the currency of its hardware, or `none`
+        amount: String,
+    },
     /// List what a job has made, or download it
     #[command(
         after_help = "Example:\n  hone jobs artifacts latest --download ./adapter\n\nThe files are what PEFT writes: PeftModel.from_pretrained(base, \"./adapter\")."

@@ -10,7 +10,7 @@ use crate::{
     ui::{self, Style, paint},
 };
 use std::{path::Path, time::Duration};
-use wire::{JobState, JobView, event::metric, job::MetricPoint};
+use wire::{JobState, JobView, cost::UpdateJob, event::metric, job::MetricPoint};
 
 const LOG_POLL: Duration = Duration::from_secs(1);
 
@@ -32,6 +32,7 @@ pub async fn run(context: &Context, command: JobsCommand) -> CliResult {
         JobsCommand::Cancel { id } => act(context, &api, &id, "cancel").await,
         JobsCommand::Pause { id } => act(context, &api, &id, "pause").await,
         JobsCommand::Resume { id } => act(context, &api, &id, "resume").await,
+        JobsCommand::Budget { id, amount } => budget(context, &api, &id, &amount).await,
         JobsCommand::Artifacts { id, download } => artifacts(context, &api, &id, download.as_deref()).await,
     }
 }
@@ -108,6 +109,15 @@ fn describe(job: &JobView) -> String {
             serde_json::to_value(failure.code).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
         rows.push(("failure", format!("{code}: {}", failure.message)));
     }
+    rows.extend(job.pause.as_ref().map(|p| ("why", p.message.clone())));
+    let cost = &job.cost;
+    let money = |amount| ui::money(amount, &cost.currency);
+    rows.extend(job.gpu_config.clone().map(|id| ("hardware", id)));
+    if cost.price_per_hour > 0.0 || cost.budget_limit.is_some() {
+        rows.extend(cost.estimated.map(|n| ("estimated cost", money(n))));
+        let limit = cost.budget_limit.map(|n| format!(" of at most {}", money(n))).unwrap_or_default();
+        rows.push(("cost", format!("{}{limit}", money(cost.actual.unwrap_or_default()))));
+    }
     rows.push(("created", ui::ago(job.created_at)));
     rows.extend(follow::took(job).map(|d| ("took", ui::duration(d))));
     ui::fields(&rows)
@@ -165,6 +175,23 @@ async fn act(context: &Context, api: &Api, id: &str, action: &str) -> CliResult 
     let job = api.find_job(id).await?;
     let job = api.job_action(job.id, action).await?;
     context.ui.show(&job, |ui| ui.line(format!("job {} is {}", short(job.id), state_text(job.state))));
+    Ok(())
+}
+
+async fn budget(context: &Context, api: &Api, id: &str, amount: &str) -> CliResult {
+    let limit = match amount {
+        "none" => None,
+        amount => {
+            let read = amount.parse::<f64>();
+            Some(read.map_err(|_| CliError::invalid(format!("`{amount}` is neither an amount nor `none`")))?)
+        }
+    };
+    let job = api.find_job(id).await?;
+    let job = api.update_job(job.id, &UpdateJob { budget_limit: Some(limit) }).await?;
+    context.ui.show(&job, |ui| {
+        let limit = limit.map_or_else(|| "no limit".to_owned(), |n| ui::money(n, &job.cost.currency));
+        ui.line(format!("the limit of job {} is {limit}; it is {}", short(job.id), state_text(job.state)));
+    });
     Ok(())
 }
 

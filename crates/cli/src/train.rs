@@ -23,14 +23,19 @@ pub async fn train(context: &Context, args: &TrainArgs) -> CliResult {
     // The server checks it again, and against model and dataset; this needs no server.
     TrainingConfig::from_value(&config)?;
     let api = Api { client: context.client()? };
+    let request = CreateJob {
+        config,
+        max_attempts: args.max_attempts,
+        trainer: TrainerKind::Candle,
+        gpu_config: args.gpu_config.clone(),
+        budget_limit: args.budget,
+    };
     if args.estimate {
-        let told =
-            api.estimate(&CreateJob { config, max_attempts: args.max_attempts, trainer: TrainerKind::Candle }).await?;
+        let told = api.estimate(&request).await?;
         context.ui.show(&told, |ui| ui.line(table(&told)));
         return if told.fits { Ok(()) } else { Err(CliError::invalid("the job does not fit into memory")) };
     }
-    let job =
-        api.create_job(&CreateJob { config, max_attempts: args.max_attempts, trainer: TrainerKind::Candle }).await?;
+    let job = api.create_job(&request).await?;
     created(context, &api, job, args.follow).await
 }
 
@@ -66,6 +71,7 @@ fn table(told: &JobEstimate) -> String {
         told.peak_memory_bytes.map(|n| format!("memory      {at_least}{}{limit}", ui::bytes(n))),
         told.train_seconds.map(|s| format!("training    {}", seconds(s))),
         told.total_seconds.map(|s| format!("everything  {}", seconds(s))),
+        told.cost.map(|amount| format!("cost        {}", ui::money(amount, &told.currency))),
         told.note.clone(),
     ];
     lines.into_iter().flatten().collect::<Vec<_>>().join("\n")

@@ -242,6 +242,13 @@ pub fn ago(at: chrono::DateTime<chrono::Utc>) -> String {
     }
 }
 
+/// `0.0951 USD`: amounts of training are small.
+#[must_use]
+pub fn money(amount: f64, currency: &str) -> String {
+    let digits = if amount.abs() < 100.0 { 4 } else { 2 };
+    format!("{amount:.digits$} {currency}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,6 +5,7 @@
 //!   `events/` prefix, where the backend's reconciler finds it, and counts as delivered.
 //! - `422` splits the batch until the one event it is about is alone; that event is logged and skipped.
 //! - `410` fences this process: the switch is raised and nothing is sent any more.
+//! - A reply may say when the budget ends; the switch is raised then, whether the backend can be reached or not.
 //! - Nothing here can fail training; the worst case is told to the caller of [`Reporter::finish`].
 
 use crate::{
@@ -64,15 +65,18 @@ struct Shared {
     deadline: Deadline,
     /// Highest checkpoint step the backend acknowledged.
     checkpoint_acked: watch::Sender<Option<u64>>,
+    /// When the budget asks for a pause, by the last reply.
+    pause_at: watch::Sender<Option<Instant>>,
 }
 
-/// The two tasks and the spool's writer. Dropping it stops the tasks.
+/// The three tasks and the spool's writer. Dropping it stops the tasks.
 #[derive(Debug)]
 pub struct Reporter {
     shared: Arc<Shared>,
     writer: Writer,
     sender: JoinHandle<()>,
     heart: JoinHandle<()>,
+    timer: JoinHandle<()>,
 }
 
 /// What became of a batch.
@@ -114,10 +118,12 @@ impl Reporter {
             closing: watch::Sender::new(false),
             deadline,
             checkpoint_acked: watch::Sender::new(None),
+            pause_at: watch::Sender::new(None),
         });
         let sender = tokio::spawn(Sender::new(Arc::clone(&shared)).run().in_current_span());
         let heart = tokio::spawn(heartbeats(Arc::clone(&shared)).in_current_span());
-        Ok(Self { shared, writer, sender, heart })
+        let timer = tokio::spawn(mind_the_budget(Arc::clone(&shared)).in_current_span());
+        Ok(Self { shared, writer, sender, heart, timer })
     }
 
     /// Highest checkpoint step the backend knows to be durable.
@@ -131,7 +137,8 @@ impl Reporter {
     pub async fn finish(self, last: EventKind, budget: Duration) -> bool {
         self.shared.spool.push(last);
         self.shared.spool.close();
-        let Self { shared, writer, mut sender, heart } = self;
+        let Self { shared, writer, mut sender, heart, timer } = self;
+        timer.abort();
         let all = async {
             // The writer only has to write what is queued.
             let _ = tokio::task::spawn_blocking(move || writer.join()).await;
@@ -148,6 +155,7 @@ impl Reporter {
     pub fn abandon(self) {
         self.sender.abort();
         self.heart.abort();
+        self.timer.abort();
         self.shared.spool.close();
     }
 }
@@ -170,6 +178,24 @@ async fn heartbeats(shared: Arc<Shared>) {
     }
 }
 
+/// Raises the switch when the budget ends.
+async fn mind_the_budget(shared: Arc<Shared>) {
+    let mut due = shared.pause_at.subscribe();
+    loop {
+        let at = *due.borrow_and_update();
+        let end = async {
+            match at {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = end => return shared.switch.raise(Signal::Pause),
+            changed = due.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
 impl Shared {
     fn last_contact(&self) -> Instant {
         *self.last_contact.lock().unwrap_or_else(PoisonError::into_inner)
@@ -187,6 +213,8 @@ impl Shared {
         if let Some(step) = self.spool.ack(reply.acked_seq) {
             self.checkpoint_acked.send_modify(|known| *known = (*known).max(Some(step)));
         }
+        let pause_in = reply.pause_in_ms.map(Duration::from_millis);
+        self.pause_at.send_replace(pause_in.and_then(|wait| Instant::now().checked_add(wait)));
         self.switch.raise(reply.directive.into());
         Ok(reply)
     }
@@ -238,7 +266,11 @@ impl Sender {
                     _ = closing.changed() => {}
                 }
                 if !*closing.borrow() {
-                    tokio::time::sleep(self.shared.config.linger).await;
+                    // The last events have nothing to wait for.
+                    tokio::select! {
+                        () = tokio::time::sleep(self.shared.config.linger) => {}
+                        _ = closing.changed() => {}
+                    }
                 }
                 continue;
             };

@@ -50,6 +50,9 @@ pub struct JobEstimate {
     pub train_seconds: Option<f64>,
     /// From start to end: loading, steps, evaluations, checkpoints.
     pub total_seconds: Option<f64>,
+    /// `total_seconds` at the price of the GPU configuration, and of what currency.
+    pub cost: Option<f64>,
+    pub currency: String,
     /// Why there was no rehearsal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,

@@ -261,6 +261,10 @@ pub struct CallbackReply {
     /// A gap: send again from this seq.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resend_from: Option<u64>,
+    /// The job's budget ends: pause by yourself after this many milliseconds. Every reply replaces what the one
+    /// before said; absent: no limit is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pause_in_ms: Option<u64>,
 }
 
 /// One message of the live stream (WebSocket text frame, SSE `data`).
@@ -282,7 +286,14 @@ pub enum StreamBody {
     /// A trainer's event.
     Event { event: Event },
     /// The job changed its state (recorded in the same log).
-    State { state: crate::job::JobState, at: DateTime<Utc>, failure: Option<Failure> },
+    State {
+        state: crate::job::JobState,
+        at: DateTime<Utc>,
+        failure: Option<Failure>,
+        /// Why the job is paused or pausing.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pause: Option<crate::cost::Pause>,
+    },
 }
 
 #[cfg(test)]

@@ -53,6 +53,12 @@ typed_id! {
     VersionId,
     /// What a job made.
     ArtifactId,
+    /// A notification.
+    NotificationId,
+    /// A webhook.
+    WebhookId,
+    /// A message for a webhook.
+    DeliveryId,
     /// An API key.
     KeyId,
     /// One running trainer process; an attempt accepts events from the first instance that claims it.

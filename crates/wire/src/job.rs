@@ -2,6 +2,7 @@
 
 use crate::{
     config::TrainingConfig,
+    cost::{JobCost, Pause},
     dataset::DatasetFormat,
     ids::{DatasetId, JobId, UserId, VersionId},
     model::ModelFile,
@@ -180,6 +181,12 @@ pub struct CreateJob {
     /// Most attempts before the job fails; 3 when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_attempts: Option<u32>,
+    /// Id of a GPU configuration, which has the price; this machine's processors when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_config: Option<String>,
+    /// Most the job may cost, in the currency of its GPU configuration: it is paused before it costs more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget_limit: Option<f64>,
     /// `external` for a trainer of your own: the reply says how it reports. `candle` when absent.
     #[serde(default, skip_serializing_if = "TrainerKind::is_candle")]
     pub trainer: TrainerKind,
@@ -256,6 +263,12 @@ pub struct JobView {
     pub progress: Progress,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
+    /// Of a job that is paused or pausing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pause: Option<Pause>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_config: Option<String>,
+    pub cost: JobCost,
     pub created_at: DateTime<Utc>,
     pub started_at: Option<DateTime<Utc>>,
     pub finished_at: Option<DateTime<Utc>>,

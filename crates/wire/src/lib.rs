@@ -7,6 +7,7 @@ pub mod account;
 pub mod artifact;
 pub mod catalog;
 pub mod config;
+pub mod cost;
 pub mod dataset;
 pub mod estimate;
 pub mod event;
@@ -17,14 +18,16 @@ pub mod kubeflow;
 pub mod layout;
 pub mod memory;
 pub mod model;
+pub mod notification;
 pub mod package;
 pub mod problem;
 pub mod storage;
 pub mod support;
+pub mod webhook;
 
 pub use config::TrainingConfig;
 pub use event::{CallbackBatch, CallbackReply, Directive, Event, EventKind};
-pub use ids::{ArtifactId, DatasetId, InstanceId, JobId, KeyId, PackageId, UserId, VersionId};
+pub use ids::{ArtifactId, DatasetId, InstanceId, JobId, KeyId, NotificationId, PackageId, UserId, VersionId};
 pub use job::{JobSpec, JobState, JobView};
 pub use problem::{Code, FieldError, Problem};
 

@@ -8,16 +8,19 @@ pub mod audit;
 pub mod authz;
 mod body;
 pub mod catalog;
+pub mod costs;
 pub mod datasets;
 pub mod guard;
 pub mod jobs;
 pub mod keys;
 pub mod models;
+pub mod notifications;
 pub mod openapi;
 pub mod packages;
 mod precondition;
 pub mod users;
 pub mod versions;
+pub mod webhooks;
 
 use actix_web::web;
 
@@ -77,5 +80,21 @@ pub fn configure(config: &mut web::ServiceConfig) {
         .service(versions::deploy_version)
         .service(versions::compare_versions)
         .service(catalog::list_presets)
-        .service(catalog::list_gpu_configs);
+        .service(catalog::list_gpu_configs)
+        .service(webhooks::create_webhook)
+        .service(webhooks::list_webhooks)
+        .service(webhooks::get_webhook)
+        .service(webhooks::update_webhook)
+        .service(webhooks::delete_webhook)
+        .service(webhooks::rotate_webhook)
+        .service(webhooks::test_webhook)
+        .service(webhooks::list_webhook_deliveries)
+        .service(webhooks::redeliver_webhook)
+        .service(costs::list_costs)
+        .service(costs::summarize_costs)
+        .service(notifications::list_notifications)
+        .service(notifications::count_unread_notifications)
+        .service(notifications::read_notifications)
+        .service(notifications::read_notification)
+        .service(notifications::delete_notification);
 }

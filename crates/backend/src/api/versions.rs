@@ -7,6 +7,7 @@ use super::{
 };
 use crate::{
     auth::AuthUser,
+    costs,
     creation::Limits,
     db::Conn,
     error::Result,
@@ -228,8 +229,13 @@ pub async fn launch_version(
     let request = body.0;
     let key = idempotency_key(&req, &format!("launch_version {id}"), &request)?;
     let (user, limits) = (user.user_id, Limits::of(&state).await);
-    let work = async move |conn: &mut Conn| packages::launch(conn, user, *id, request, key.as_ref(), limits).await;
-    Ok(HttpResponse::Created().json(state.db.tenant(user, work).await?))
+    let config = std::sync::Arc::clone(&state.config);
+    let work = async move |conn: &mut Conn| {
+        packages::launch(conn, user, *id, request, key.as_ref(), (limits, &config.catalog)).await
+    };
+    let view = state.db.tenant(user, work).await?;
+    costs::estimate::later(&state, user, &view);
+    Ok(HttpResponse::Created().json(view))
 }
 
 /// Ask for a published version to be deployed. The wish is noted; no target is served yet, which 501 says.

@@ -4,6 +4,7 @@ use super::{discard, name};
 use crate::{
     db::Conn,
     error::{Error, Result},
+    notifications::{Kind, News, Severity},
     state::AppState,
     store::Dataset,
 };
@@ -28,9 +29,31 @@ pub async fn finish(state: &AppState, dataset: Dataset, files: Vec<(Split, Objec
         Ok(view) => Ok(view),
         Err(error) => {
             discard(state, &dataset).await;
+            if let Error::Refused(problem) = &error
+                && problem.code == Code::DatasetInvalid
+            {
+                tell(state, &dataset, problem).await?;
+            }
             Err(error)
         }
     }
+}
+
+/// Tells the owner, who may have started the upload and left.
+async fn tell(state: &AppState, dataset: &Dataset, problem: &Problem) -> Result<()> {
+    let (id, name) = (dataset.id(), &dataset.name);
+    let news = News {
+        user: dataset.owner(),
+        kind: Kind::DatasetInvalid,
+        severity: Severity::Error,
+        title: format!("the dataset `{name}` cannot be used"),
+        body: problem.detail.clone(),
+        data: serde_json::json!({"dataset_id": id, "name": name, "detail": problem.detail, "errors": problem.errors}),
+        job: None,
+        key: format!("dataset:{id}:invalid"),
+    };
+    state.db.tenant(dataset.owner(), async move |conn| news.raise(conn).await).await?;
+    Ok(())
 }
 
 async fn try_finish(state: &AppState, dataset: &Dataset, files: Vec<(Split, ObjectInfo)>) -> Result<DatasetView> {

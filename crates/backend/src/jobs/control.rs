@@ -10,7 +10,11 @@ use crate::{
     db::Conn,
     error::{Error, Result},
 };
-use wire::{JobId, JobState, problem::Code};
+use wire::{
+    JobId, JobState,
+    cost::{Pause, PauseReason},
+    problem::Code,
+};
 
 /// A user's wish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,11 +44,23 @@ pub async fn request(conn: &mut Conn, job: JobId, wish: Wish, policy: &Policy) -
             format!("job {job} is trained outside Hone, where it cannot be paused from here; cancel it instead");
         return Err(Error::refused(Code::Conflict, detail));
     }
-    let change = match plan(from, wish, row.attempt > 0, policy) {
+    let mut change = match plan(from, wish, row.attempt > 0, policy) {
         Ok(Some(change)) => change,
         Ok(None) => return Ok(None),
         Err(reason) => return Err(Error::refused(Code::Conflict, format!("job {job} {reason}"))),
     };
+    match change.target() {
+        JobState::Queued => {
+            if let Some(pause) = row.used_up()? {
+                return Err(Error::refused(Code::Conflict, format!("job {job} is {from}: {}", pause.message)));
+            }
+        }
+        JobState::Pausing | JobState::Paused => {
+            let message = "somebody asked for it; resume the job to go on".into();
+            change = change.pause(Pause { reason: PauseReason::Requested, message, limit: None });
+        }
+        _ => {}
+    }
     change.apply_or_refuse(conn, job, from).await.map(Some)
 }
 

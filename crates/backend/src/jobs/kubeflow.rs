@@ -25,7 +25,7 @@ use diesel::{
 };
 use diesel_async::RunQueryDsl;
 use service::token::JobGrant;
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 use wire::{
     Event, EventKind, InstanceId, JobId, JobState,
     event::{Level, StreamBody, Summary, metric},
@@ -57,13 +57,13 @@ pub async fn report(
     }
     let report: StatusReport = serde_json::from_slice(body)
         .map_err(|e| Problem::new(Code::Invalid, format!("not a report of a trainer's status: {e}")))?;
-    let (status, lease) = (report.trainer_status.clone(), policy.external_lease);
-    let moved = state.db.system(async move |conn| receive(conn, grant, status, lease).await).await?;
+    let (status, policy) = (report.trainer_status.clone(), policy.external());
+    let moved = state.db.system(async move |conn| receive(conn, grant, status, &policy).await).await?;
     moved.iter().for_each(Moved::count);
     Ok(report)
 }
 
-async fn receive(conn: &mut Conn, grant: JobGrant, status: TrainerStatus, lease: Duration) -> Result<Vec<Moved>> {
+async fn receive(conn: &mut Conn, grant: JobGrant, status: TrainerStatus, policy: &Policy) -> Result<Vec<Moved>> {
     let gone = || Error::refused(Code::StaleAttempt, "this job no longer exists; stop");
     let job = JobRow::lock(conn, grant.job).await?.ok_or_else(gone)?;
     if !job.is_external() {
@@ -94,7 +94,7 @@ async fn receive(conn: &mut Conn, grant: JobGrant, status: TrainerStatus, lease:
     // There is one trainer per token, and its reports do not name it.
     let instance = InstanceId(grant.job.0);
     let batch = Batch { job: grant.job, attempt: grant.attempt, instance, events, rejected: Vec::new() };
-    Ok(apply::apply(conn, batch, grant.epoch, lease).await?.moved)
+    Ok(apply::apply(conn, batch, grant.epoch, policy).await?.moved)
 }
 
 /// Within a day of now: the time is the trainer's, and the database has limits.

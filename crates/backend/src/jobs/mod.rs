@@ -11,6 +11,7 @@ pub mod external;
 pub mod ingest;
 pub mod kubeflow;
 pub mod launcher;
+mod news;
 pub mod policy;
 pub mod progress;
 pub mod reconciler;

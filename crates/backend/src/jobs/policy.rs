@@ -1,5 +1,6 @@
 //! The times and limits of the job machinery, read once from the environment.
 
+use crate::costs::alerts::Thresholds;
 use service::{Env, EnvError};
 use std::time::Duration;
 
@@ -34,6 +35,8 @@ pub struct Policy {
     pub slow_client: Duration,
     /// How often the reconciler looks at everything, hints or not.
     pub tick: Duration,
+    /// Shares of a budget at which its owner is told.
+    pub alerts: Thresholds,
 }
 
 impl Default for Policy {
@@ -54,6 +57,7 @@ impl Default for Policy {
             max_unfinished: 1000,
             slow_client: Duration::from_secs(10),
             tick: Duration::from_secs(1),
+            alerts: Thresholds::default(),
         }
     }
 }
@@ -66,7 +70,7 @@ impl Policy {
     }
 
     /// Reads `LEASE_SECONDS`, `HEARTBEAT_SECONDS`, `CLAIM_SECONDS`, `EXTERNAL_LEASE_SECONDS`, `EXTERNAL_CLAIM_SECONDS`,
-    /// `RETRY_SECONDS`, `SLOW_CLIENT_SECONDS`, `MAX_CONCURRENT_JOBS` and `MAX_UNFINISHED_JOBS`.
+    /// `RETRY_SECONDS`, `SLOW_CLIENT_SECONDS`, `MAX_CONCURRENT_JOBS`, `MAX_UNFINISHED_JOBS` and `BUDGET_ALERTS`.
     pub fn from_env(env: &Env) -> Result<Self, EnvError> {
         let base = Self::default();
         let policy = Self {
@@ -79,6 +83,7 @@ impl Policy {
             slow_client: seconds(env, "SLOW_CLIENT_SECONDS", base.slow_client)?,
             max_concurrent: env.parse_or("MAX_CONCURRENT_JOBS", base.max_concurrent)?,
             max_unfinished: env.parse_or("MAX_UNFINISHED_JOBS", base.max_unfinished)?,
+            alerts: Thresholds::from_env(env)?,
             ..base
         };
         let invalid = |name: &str, value: String, reason: &str| {

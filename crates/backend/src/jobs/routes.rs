@@ -8,15 +8,16 @@ use super::{
 use crate::{
     AppState,
     auth::AuthUser,
+    costs,
     db::Conn,
     error::{Error, Result},
     store::Job,
 };
-use actix_web::{HttpRequest, HttpResponse, delete, get, http::header, post, web};
+use actix_web::{HttpRequest, HttpResponse, delete, get, http::header, patch, post, web};
 use serde::Deserialize;
 use wire::{
-    CallbackBatch, CallbackReply, JobId, JobView, Page, UserId, event::StreamMessage, kubeflow::StatusReport,
-    problem::Code,
+    CallbackBatch, CallbackReply, JobId, JobView, Page, UserId, cost::UpdateJob, event::StreamMessage,
+    kubeflow::StatusReport, problem::Code,
 };
 
 type State = web::Data<AppState>;
@@ -29,6 +30,7 @@ pub fn configure(config: &mut web::ServiceConfig) {
         .service(start_job)
         .service(cancel_job)
         .service(delete_job)
+        .service(update_job)
         .service(pause_job)
         .service(resume_job)
         .service(report_events)
@@ -70,6 +72,21 @@ pub async fn cancel_job(state: State, policy: Rules, user: AuthUser, id: web::Pa
 #[delete("/training/jobs/{id}")]
 pub async fn delete_job(state: State, policy: Rules, user: AuthUser, id: web::Path<JobId>) -> View {
     fulfil(&state, &policy, user.user_id, *id, Wish::Cancel).await
+}
+
+/// Change what a job may cost. A job that its budget has paused goes on after `resume`.
+#[utoipa::path(tag = "jobs", params(("id" = JobId, Path)), responses((status = 200, body = JobView)))]
+#[patch("/training/jobs/{id}")]
+pub async fn update_job(state: State, user: AuthUser, id: web::Path<JobId>, body: web::Json<UpdateJob>) -> View {
+    let limit = body.into_inner().budget_limit;
+    costs::check_limit(limit.flatten())?;
+    let work = async move |conn: &mut Conn| {
+        if let Some(limit) = limit {
+            Job::set_budget(conn, *id, limit).await?;
+        }
+        Job::find(conn, *id).await
+    };
+    Ok(web::Json(state.db.tenant(user.user_id, work).await?.try_into()?))
 }
 
 /// Pause a job at a durable checkpoint.

@@ -7,9 +7,11 @@ use super::{
     verdict::Outcome,
 };
 use crate::{
+    costs::ledger,
     db::Conn,
     error::{Error, Result},
     schema::{job_attempts, training_jobs},
+    store::columns::to_float,
 };
 use chrono::{DateTime, Utc};
 use diesel::{pg::Pg, prelude::*, sql_types::Timestamptz};
@@ -19,6 +21,7 @@ use serde_json::Value;
 use uuid::Uuid;
 use wire::{
     JobId, JobState, UserId,
+    cost::Pause,
     job::{Failure, Progress, TrainerKind},
     storage::FileRef,
 };
@@ -38,6 +41,12 @@ pub struct JobRow {
     pub progress: Value,
     pub retry_at: Option<DateTime<Utc>>,
     pub lease_expires_at: Option<DateTime<Utc>>,
+    #[diesel(select_expression = to_float(training_jobs::actual_cost))]
+    pub actual_cost: Option<f64>,
+    #[diesel(select_expression = to_float(training_jobs::budget_limit))]
+    pub budget_limit: Option<f64>,
+    pub currency: String,
+    pub pause: Option<Value>,
 }
 
 impl JobRow {
@@ -74,6 +83,17 @@ impl JobRow {
     #[must_use]
     pub fn is_external(&self) -> bool {
         self.framework == TrainerKind::External.as_str()
+    }
+
+    /// Why it is paused or about to be.
+    pub fn pause(&self) -> Result<Option<Pause>> {
+        decode(self.pause.as_ref())
+    }
+
+    /// Why it must not run: its budget is used up.
+    pub fn used_up(&self) -> Result<Option<Pause>> {
+        let stopped_at = self.pause()?.and_then(|p| p.limit);
+        Ok(ledger::refusal(self.actual_cost, self.budget_limit, &self.currency, stopped_at))
     }
 
     /// `{}` until a trainer reports.

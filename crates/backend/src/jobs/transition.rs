@@ -1,7 +1,7 @@
 //! The only UPDATE that changes a job's state. It is guarded by the states the transition table allows, and
-//! it writes the new state into the job's event log in the same transaction.
+//! it writes the new state into the job's event log, and what its owner is to be told, in the same transaction.
 
-use super::state::sources;
+use super::{news, state::sources};
 use crate::{
     db::Conn,
     error::{Error, Result},
@@ -16,7 +16,7 @@ use diesel_async::RunQueryDsl;
 use serde_json::Value;
 use std::time::Duration;
 use uuid::Uuid;
-use wire::{JobId, JobState, event::StreamBody, job::Failure, problem::Code};
+use wire::{JobId, JobState, cost::Pause, event::StreamBody, job::Failure, problem::Code};
 
 /// What becomes of a column.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,6 +37,8 @@ pub struct Change {
     lease: Column<Duration>,
     next_attempt: bool,
     one_more_attempt: bool,
+    /// Why it pauses; states other than `pausing` and `paused` have none.
+    pause: Option<Pause>,
 }
 
 impl Change {
@@ -51,6 +53,7 @@ impl Change {
             lease: Column::Keep,
             next_attempt: false,
             one_more_attempt: false,
+            pause: None,
         }
     }
 
@@ -69,6 +72,13 @@ impl Change {
     #[must_use]
     pub fn failure(mut self, failure: Option<Failure>) -> Self {
         self.failure = failure.map_or(Column::Clear, Column::Set);
+        self
+    }
+
+    /// Says why the job pauses.
+    #[must_use]
+    pub fn pause(mut self, pause: Pause) -> Self {
+        self.pause = Some(pause);
         self
     }
 
@@ -131,6 +141,7 @@ impl Change {
             .bind::<Array<Text>, _>(states)
             .bind::<Nullable<Integer>, _>(self.guard.map(|g| g.0))
             .bind::<Nullable<BigInt>, _>(self.guard.map(|g| g.1))
+            .bind::<Nullable<Jsonb>, _>(self.pause.as_ref().map(serde_json::to_value).transpose()?)
             .get_result(conn)
             .await
             .optional()?;
@@ -141,7 +152,9 @@ impl Change {
             }
             _ => None,
         };
-        let body = StreamBody::State { state: self.to, at: row.at, failure };
+        let pause = row.pause.clone().map(serde_json::from_value::<Pause>).transpose()?;
+        news::tell(conn, &row, self.to, failure.as_ref(), pause.as_ref()).await?;
+        let body = StreamBody::State { state: self.to, at: row.at, failure, pause };
         diesel::insert_into(job_events::table)
             .values((
                 job_events::job_id.eq(row.id),
@@ -206,13 +219,21 @@ impl Moved {
 }
 
 #[derive(Debug, QueryableByName)]
-struct MovedRow {
+pub(super) struct MovedRow {
     #[diesel(sql_type = diesel::sql_types::Uuid)]
-    id: Uuid,
+    pub id: Uuid,
     #[diesel(sql_type = diesel::sql_types::Uuid)]
-    user_id: Uuid,
+    pub user_id: Uuid,
+    #[diesel(sql_type = Text)]
+    pub name: String,
+    #[diesel(sql_type = Nullable<diesel::sql_types::Uuid>)]
+    pub version_id: Option<Uuid>,
+    #[diesel(sql_type = Jsonb)]
+    pub progress: Value,
+    #[diesel(sql_type = Nullable<Jsonb>)]
+    pause: Option<Value>,
     #[diesel(sql_type = Integer)]
-    attempt: i32,
+    pub attempt: i32,
     #[diesel(sql_type = BigInt)]
     epoch: i64,
     #[diesel(sql_type = Text)]
@@ -234,9 +255,10 @@ UPDATE training_jobs SET
     epoch = epoch + $8,
     max_attempts = max_attempts + $9,
     started_at = CASE WHEN $2 = 'running' THEN coalesce(started_at, clock_timestamp()) ELSE started_at END,
-    finished_at = CASE WHEN $10 THEN clock_timestamp() END
+    finished_at = CASE WHEN $10 THEN clock_timestamp() END,
+    pause = CASE WHEN $2 IN ('pausing', 'paused') THEN coalesce($14, pause) END
 WHERE id = $1 AND state = ANY($11) AND ($12 IS NULL OR (attempt = $12 AND epoch = $13))
-RETURNING id, user_id, attempt, epoch, framework,
+RETURNING id, user_id, name, version_id, progress, pause, attempt, epoch, framework,
     extract(epoch FROM finished_at - started_at)::float8 AS seconds, clock_timestamp() AS at";
 
 /// Makes sure that what `value` holds can be stored: Postgres has no NUL in text.

@@ -2,6 +2,7 @@
 
 use super::{check::training_config, invalid};
 use crate::{
+    catalog::Catalog,
     creation::{Limits, Wanted},
     db::Conn,
     error::{Error, Result},
@@ -42,7 +43,7 @@ pub async fn launch(
     id: VersionId,
     request: LaunchVersion,
     key: Option<&IdempotencyKey>,
-    limits: Limits,
+    (limits, catalog): (Limits, &Catalog),
 ) -> Result<JobView> {
     if let Some(reply) = idempotency::claim(conn, user, key).await? {
         return Ok(reply);
@@ -58,8 +59,14 @@ pub async fn launch(
     }
     let deploy = steps.deploy.unwrap_or_default();
     let origin = Origin { version: Some(id), gpu_config: deploy.gpu_config, budget_limit: deploy.budget_limit };
-    let wanted =
-        Wanted::read(CreateJob { config, max_attempts: request.max_attempts, trainer: TrainerKind::Candle }, origin)?;
+    let job = CreateJob {
+        config,
+        max_attempts: request.max_attempts,
+        trainer: TrainerKind::Candle,
+        gpu_config: None,
+        budget_limit: None,
+    };
+    let wanted = Wanted::read(job, origin, catalog)?;
     let view = wanted.insert(conn, user, limits).await?;
     idempotency::keep(conn, user, key, &view).await?;
     Ok(view)

@@ -1,8 +1,13 @@
 //! Jobs as the API reads and creates them. Everything that changes a job's state is in `crate::jobs`.
 
-use super::{Json, columns::to_numeric, page::PageQuery};
+use super::{
+    Json,
+    columns::{to_float, to_numeric},
+    page::PageQuery,
+};
 use crate::{
     audit,
+    costs::Price,
     db::Conn,
     error::{Error, Result},
     schema::{job_attempts, job_events, training_jobs as jobs},
@@ -14,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use wire::{
     JobState, JobView, TrainingConfig,
+    cost::{JobCost, Pause},
     event::{EventKind, StreamBody},
     ids::{DatasetId, JobId, UserId, VersionId},
     job::{AdapterSpec, CheckpointView, DatasetSpec, Failure, ModelSpec, Progress, TrainerKind},
@@ -52,6 +58,17 @@ pub struct Job {
     pub last_contact_at: Option<DateTime<Utc>>,
     pub version_id: Option<Uuid>,
     pub framework: String,
+    pub gpu_config: Option<String>,
+    pub pause: Option<Json<Pause>>,
+    #[diesel(select_expression = to_float(jobs::estimated_cost))]
+    pub estimated_cost: Option<f64>,
+    #[diesel(select_expression = to_float(jobs::actual_cost))]
+    pub actual_cost: Option<f64>,
+    #[diesel(select_expression = to_float(jobs::budget_limit))]
+    pub budget_limit: Option<f64>,
+    #[diesel(select_expression = to_float(jobs::price_per_hour.nullable()))]
+    pub price_per_hour: Option<f64>,
+    pub currency: String,
 }
 
 /// `progress` is `{}` until the trainer reports; absent fields take their defaults.
@@ -93,6 +110,15 @@ impl TryFrom<Job> for JobView {
             max_attempts: count(row.max_attempts),
             progress: row.progress.0.0,
             failure: row.failure.map(|f| f.0),
+            pause: row.pause.map(|p| p.0),
+            gpu_config: row.gpu_config,
+            cost: JobCost {
+                estimated: row.estimated_cost,
+                actual: row.actual_cost,
+                budget_limit: row.budget_limit,
+                price_per_hour: row.price_per_hour.unwrap_or_default(),
+                currency: row.currency,
+            },
             created_at: row.created_at,
             started_at: row.started_at,
             finished_at: row.finished_at,
@@ -120,6 +146,7 @@ pub struct NewJob {
     pub max_attempts: i32,
     pub trainer: TrainerKind,
     pub origin: Origin,
+    pub price: Price,
 }
 
 impl NewJob {
@@ -143,6 +170,9 @@ impl NewJob {
             jobs::version_id.eq(self.origin.version.map(|v| v.0)),
             jobs::gpu_config.eq(self.origin.gpu_config),
             jobs::budget_limit.eq(to_numeric(self.origin.budget_limit)),
+            jobs::estimated_cost.eq(to_numeric((self.price.per_hour == 0.0).then_some(0.0))),
+            jobs::price_per_hour.eq(to_numeric(Some(self.price.per_hour)).assume_not_null()),
+            jobs::currency.eq(self.price.currency),
         );
         diesel::insert_into(jobs::table).values(values).execute(conn).await?;
         audit::about(id);
@@ -173,6 +203,21 @@ impl Job {
         }
         let rows = rows.order((jobs::created_at.desc(), jobs::id.desc())).limit(query.limit()? + 1);
         Ok(rows.select(Self::as_select()).load(conn).await?)
+    }
+
+    /// Sets what a job may cost, unless it is over.
+    pub async fn set_budget(conn: &mut Conn, id: JobId, limit: Option<f64>) -> Result<()> {
+        if Self::find(conn, id).await?.framework == TrainerKind::External.as_str() {
+            let detail = format!("job {id} is trained outside Hone, where it cannot be paused for a budget");
+            return Err(Error::refused(Code::Conflict, detail));
+        }
+        let this = jobs::table.filter(jobs::id.eq(id.0)).filter(jobs::state.ne_all(over()));
+        let set = jobs::budget_limit.eq(to_numeric(limit));
+        if diesel::update(this).set(set).execute(conn).await? == 0 {
+            let job = Self::find(conn, id).await?;
+            return Err(Error::refused(Code::Conflict, format!("job {id} is {} and costs nothing more", job.state)));
+        }
+        Ok(())
     }
 
     /// How many jobs of the tenant are not over.

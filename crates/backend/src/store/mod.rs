@@ -3,16 +3,19 @@
 
 pub mod artifact;
 pub mod columns;
+pub mod cost;
 pub mod dataset;
 pub mod idempotency;
 pub mod job;
 pub mod key;
 pub mod metric;
 pub mod model;
+pub mod notification;
 pub mod package;
 pub mod page;
 pub mod user;
 pub mod version;
+pub mod webhook;
 
 pub use artifact::Artifact;
 pub use columns::{Json, Name};

@@ -81,7 +81,8 @@ async fn a_run_that_cannot_fit_is_refused_with_the_numbers() {
         told,
         json!({"fits": false, "basis": "shapes", "peak_memory_bytes": 32, "memory_limit_bytes": 16,
             "trainable_parameters": 2, "total_parameters": 2, "total_steps": null, "total_tokens": null,
-            "train_seconds": null, "total_seconds": null, "note": "not rehearsed: it cannot fit into memory"})
+            "train_seconds": null, "total_seconds": null, "cost": null, "currency": "USD",
+            "note": "not rehearsed: it cannot fit into memory"})
     );
 }
 

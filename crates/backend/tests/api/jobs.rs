@@ -103,7 +103,7 @@ async fn every_error_of_a_configuration_is_reported_with_its_path() {
     ");
     assert_snapshot!(create(with(json!({"name": "n".repeat(300)}))).await, @"422 INVALID: name: must have at most 200 characters");
     let unknown = app.post("/training/jobs", &json!({"config": config(), "priority": 1})).await;
-    assert_snapshot!(unknown.problem(), @"422 INVALID: request body: Json deserialize error: unknown field `priority`, expected one of `config`, `max_attempts`, `trainer` at line 1 column 82");
+    assert_snapshot!(unknown.problem(), @"422 INVALID: request body: Json deserialize error: unknown field `priority`, expected one of `config`, `max_attempts`, `gpu_config`, `budget_limit`, `trainer` at line 1 column 82");
     let attempts = app.post("/training/jobs", &json!({"config": config(), "max_attempts": 0})).await;
     assert_snapshot!(attempts.problem(), @"422 INVALID: max_attempts: must be between 1 and 20, not 0");
     let broken = send(app.request(Method::POST, "/training/jobs").body("{\"config\": ")).await;

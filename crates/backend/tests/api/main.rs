@@ -4,6 +4,7 @@
 mod access;
 mod app;
 mod catalogue;
+mod costs;
 mod database;
 mod datasets;
 mod fit;

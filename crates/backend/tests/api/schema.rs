@@ -137,7 +137,7 @@ async fn a_tenant_may_write_only_what_requests_of_users_change() {
     training_jobs: INSERT SELECT UPDATE
     training_package_versions: DELETE INSERT SELECT UPDATE
     users: SELECT
-    webhook_deliveries: INSERT SELECT
+    webhook_deliveries: INSERT SELECT UPDATE
     webhook_endpoints: INSERT SELECT UPDATE
     ");
 }

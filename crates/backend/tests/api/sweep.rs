@@ -27,6 +27,7 @@ pub fn state(app: &TestApp) -> AppState {
         db: app.db.clone(),
         gateway: Gateway::new(&config.gateway_url, &config.token_key).unwrap(),
         launcher: backend::jobs::launcher(&config.training).unwrap(),
+        outgoing: backend::webhooks::client(config.outgoing.clone()).unwrap(),
         base_url: app.url.clone(),
         limits: Arc::new(Limits::new(&config.limits)),
         oidc: None,

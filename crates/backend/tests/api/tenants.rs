@@ -75,6 +75,7 @@ pub const CALLS: &[(&str, &str, Body)] = &[
     ("list_events", "job", Empty),
     ("get_logs", "job", Empty),
     ("watch_job", "job", Empty),
+    ("update_job", "job", Json(|_| json!({"budget_limit": 5.0}))),
     ("pause_job", "job", Empty),
     ("resume_job", "job", Empty),
     ("start_job", "job", Empty),
@@ -82,6 +83,23 @@ pub const CALLS: &[(&str, &str, Body)] = &[
     ("delete_job", "job", Empty),
     ("list_model_artifacts", "", Empty),
     ("get_model_artifact", "artifact", Empty),
+    // Costs, notifications, webhooks
+    ("list_costs", "", Empty),
+    ("summarize_costs", "", Empty),
+    ("list_notifications", "", Empty),
+    ("count_unread_notifications", "", Empty),
+    ("read_notifications", "", Empty),
+    ("read_notification", "notification", Empty),
+    ("delete_notification", "notification", Empty),
+    ("create_webhook", "", Json(|_| json!({"url": "https://example.org/hook"}))),
+    ("list_webhooks", "", Empty),
+    ("get_webhook", "endpoint", Empty),
+    ("update_webhook", "endpoint", Json(|_| json!({"description": "another"}))),
+    ("rotate_webhook", "endpoint", Empty),
+    ("test_webhook", "endpoint", Empty),
+    ("list_webhook_deliveries", "endpoint", Empty),
+    ("redeliver_webhook", "endpoint", Empty),
+    ("delete_webhook", "endpoint", Empty),
     // Packages
     ("create_package", "", Json(|_| json!({"name": fresh("package")}))),
     ("list_packages", "", Empty),
@@ -146,10 +164,10 @@ const FILL: &str = "
     INSERT INTO cost_records (id, user_id, job_id, attempt, gpu_config, seconds, price_per_hour, amount, started_at)
         VALUES ('{uuid}', '{user}', '{job}', 1, '{marker}', 1, 1, 1, now());
     INSERT INTO mlflow_runs (job_id, user_id, run_id) VALUES ('{job}', '{user}', '{marker}');
-    INSERT INTO notifications (id, user_id, kind, title) VALUES ('{uuid}', '{user}', 'test', '{marker}');
+    INSERT INTO notifications (id, user_id, kind, title) VALUES ('{notification}', '{user}', 'training.job.failed', '{marker}');
     INSERT INTO webhook_endpoints (id, user_id, url, secret) VALUES ('{endpoint}', '{user}', 'https://{marker}.example.org', 'x');
     INSERT INTO webhook_deliveries (id, user_id, endpoint_id, event_type, payload)
-        VALUES ('{uuid}', '{user}', '{endpoint}', 'test', '{\"text\": \"{marker}\"}');
+        VALUES ('{delivery}', '{user}', '{endpoint}', 'test', '{\"text\": \"{marker}\"}');
     INSERT INTO deployments (id, user_id, version_id, target) VALUES ('{uuid}', '{user}', '{version}', 'hf_space');
 ";
 
@@ -232,6 +250,8 @@ impl Tenant {
         this.ids.insert("user", app.add_user(&format!("{m}-victim"), &fresh("hone_sk")).await.to_string());
         this.ids.insert("artifact", Uuid::new_v4().to_string());
         this.ids.insert("endpoint", Uuid::new_v4().to_string());
+        this.ids.insert("notification", Uuid::new_v4().to_string());
+        this.ids.insert("delivery", Uuid::new_v4().to_string());
         this.ids.insert("model", "tiny".to_owned());
         this.fill(app).await;
         this.rest(app).await;
@@ -260,7 +280,9 @@ impl Tenant {
     /// The path of an operation on a thing of this tenant.
     pub fn path(&self, template: &str, kind: &str, revision: &str) -> String {
         let id = self.ids.get(kind).cloned().unwrap_or_default();
-        let path = template.replace("{id}", &id).replace("{a}", &id).replace("{b}", &id);
+        let delivery = self.ids.get("delivery").cloned().unwrap_or_default();
+        let path =
+            template.replace("{delivery_id}", &delivery).replace("{id}", &id).replace("{a}", &id).replace("{b}", &id);
         path.replace("{name}", "tiny").replace("{revision}", revision)
     }
 

@@ -71,14 +71,15 @@ async fn a_published_version_cannot_be_changed_or_removed_by_anyone() {
         format!("UPDATE training_package_versions SET config_snapshot = '{{\"a\": 1}}' WHERE id = '{published}'"),
         format!("UPDATE training_package_versions SET version_number = 7 WHERE id = '{published}'"),
         format!("UPDATE training_package_versions SET deploy_snapshot = '{{\"a\": 1}}' WHERE id = '{published}'"),
-        format!("UPDATE training_package_versions SET estimated_cost = 1 WHERE id = '{published}'"),
+        format!("UPDATE training_package_versions SET budget_limit = 1 WHERE id = '{published}'"),
     ] {
         let error = system(&db, sql.clone()).await.unwrap_err();
         assert!(error.contains(refused), "{sql}: {error}");
     }
     // What becomes of it may be told, and a draft may go.
     let told = format!(
-        "UPDATE training_package_versions SET is_deployed = true, training_status = 'running' WHERE id = '{published}'"
+        "UPDATE training_package_versions SET is_deployed = true, training_status = 'running', estimated_cost = 1
+         WHERE id = '{published}'"
     );
     system(&db, told).await.unwrap();
     tenant(&db, alice, format!("DELETE FROM training_package_versions WHERE id = '{draft}'")).await.unwrap();

@@ -6,20 +6,20 @@ use serde_json::{Value, json};
 use wire::{InstanceId, JobId, JobState, event::MAX_BATCH_BYTES, layout};
 
 /// A trainer played by the test.
-struct Played<'a> {
-    world: &'a World,
-    job: JobId,
-    instance: InstanceId,
-    token: String,
+pub struct Played<'a> {
+    pub world: &'a World,
+    pub job: JobId,
+    pub instance: InstanceId,
+    pub token: String,
 }
 
 impl<'a> Played<'a> {
-    async fn new(world: &'a World) -> Self {
+    pub async fn new(world: &'a World) -> Self {
         let job = world.remote_job().await;
         Self { world, job, instance: InstanceId::random(), token: world.token(job, 1, 1) }
     }
 
-    async fn send(&self, events: Value) -> (u16, Value) {
+    pub async fn send(&self, events: Value) -> (u16, Value) {
         let body = json!({"job_id": self.job, "attempt": 1, "instance_id": self.instance, "events": events});
         self.world.callback(self.job, &self.token, body.to_string().into_bytes()).await
     }
@@ -29,14 +29,14 @@ impl<'a> Played<'a> {
     }
 }
 
-fn event(seq: u64, kind: Value) -> Value {
+pub fn event(seq: u64, kind: Value) -> Value {
     let mut event = kind;
     event["seq"] = json!(seq);
     event["at"] = json!("2026-01-01T00:00:00Z");
     event
 }
 
-fn metric(seq: u64, step: u32) -> Value {
+pub fn metric(seq: u64, step: u32) -> Value {
     let loss = 1.0 / (f64::from(step) + 1.0);
     event(seq, json!({"type": "metrics", "step": step, "epoch": 0.0, "values": {"train_loss": loss}}))
 }

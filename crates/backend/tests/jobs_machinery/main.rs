@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "helpers of tests")]
 
 mod callbacks;
+mod costs;
 mod external;
 mod gateway;
 mod restart;
@@ -11,4 +12,5 @@ mod service;
 mod streams;
 mod supervisor;
 mod trainers;
+mod webhooks;
 mod world;

@@ -71,6 +71,9 @@ const BACKEND: &[&str] = &[
     "HEARTBEAT_SECONDS",
     "CLAIM_SECONDS",
     "RETRY_SECONDS",
+    "BUDGET_ALERTS",
+    "CATALOG_FILE",
+    "OUTGOING_ALLOW",
     "HONE_THREADS",
     "HONE_DEVICE",
     "CUDA_VISIBLE_DEVICES",
@@ -137,6 +140,10 @@ impl<'a> Stack<'a> {
         self.wait_for_database(begun).await?;
         let gateway_url = format!("http://127.0.0.1:{}", ports.gateway.unwrap_or_default());
         let mut env = self.environment(&[COMMON, BACKEND]);
+        // Webhooks of the one user of this machine may lead to it.
+        if !env.iter().any(|(name, _)| name == "OUTGOING_ALLOW") {
+            env.push(("OUTGOING_ALLOW".to_owned(), "localhost,127.0.0.0/8,::1".to_owned()));
+        }
         env.extend([
             ("DATABASE_URL".to_owned(), database_url.expose_secret().to_owned()),
             ("STORAGE_GATEWAY_URL".to_owned(), gateway_url),

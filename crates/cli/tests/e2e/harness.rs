@@ -20,6 +20,8 @@ pub struct Hone {
     up: Option<Child>,
     /// Largest dataset and model in bytes.
     pub limits: Option<(&'static str, &'static str)>,
+    /// More of the environment.
+    pub settings: Vec<(&'static str, String)>,
 }
 
 impl Hone {
@@ -30,7 +32,7 @@ impl Hone {
             let path = bin.join(program);
             assert!(path.is_file(), "{} is missing: build the programs with `scripts/build.sh dev`", path.display());
         }
-        Self { root: tempfile::tempdir().unwrap(), up: None, limits: None }
+        Self { root: tempfile::tempdir().unwrap(), up: None, limits: None, settings: Vec::new() }
     }
 
     pub fn started() -> Self {
@@ -42,11 +44,15 @@ impl Hone {
     /// Started, with the model `tiny` and the dataset `rows`.
     pub fn with_material() -> Self {
         let hone = Self::started();
-        let model = material::model(&hone.path("model"));
-        let data = material::dataset(&hone.path("rows.jsonl"), 64);
-        hone.ok(&["models", "import", &model, "--name", "tiny"]);
-        hone.ok(&["datasets", "upload", &data, "--name", "rows"]);
+        hone.import_material();
         hone
+    }
+
+    pub fn import_material(&self) {
+        let model = material::model(&self.path("model"));
+        let data = material::dataset(&self.path("rows.jsonl"), 64);
+        self.ok(&["models", "import", &model, "--name", "tiny"]);
+        self.ok(&["datasets", "upload", &data, "--name", "rows"]);
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -73,6 +79,7 @@ impl Hone {
         if let Some((dataset, model)) = self.limits {
             command.env("DATASET_MAX_BYTES", dataset).env("MODEL_MAX_BYTES", model);
         }
+        command.envs(self.settings.iter().map(|(name, value)| (*name, value)));
         command
     }
 

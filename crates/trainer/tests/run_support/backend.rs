@@ -156,7 +156,12 @@ async fn callback(backend: web::Data<Backend>, batch: web::Json<CallbackBatch>) 
         }
     }
     let acked_seq = ledger.contiguous();
-    let reply = CallbackReply { directive: ledger.directive, acked_seq, resend_from: gap.then_some(acked_seq + 1) };
+    let reply = CallbackReply {
+        directive: ledger.directive,
+        acked_seq,
+        resend_from: gap.then_some(acked_seq + 1),
+        pause_in_ms: None,
+    };
     drop(ledger);
     backend.changed.send_modify(|n| *n += 1);
     if reaction == Reaction::AcceptAndLoseReply {

@@ -5,30 +5,35 @@
 
 use super::parse::{Batch, Received, Rejected};
 use crate::{
+    costs::{budget::Spending, ledger},
     db::Conn,
     error::{Error, Result},
     jobs::{
         effect::{Effect, effect},
+        policy::Policy,
         progress,
         rows::{AttemptRow, JobRow},
         state::can,
         transition::{Change, Moved},
+        verdict::Outcome,
     },
     schema::{job_attempts, job_events},
 };
 use diesel::{
+    dsl::sql,
     prelude::*,
     sql_types::{Array, BigInt, Binary, Bool, Double, Integer, Jsonb, Nullable, Text, Timestamptz, Uuid as SqlUuid},
 };
 use diesel_async::RunQueryDsl;
-use std::{
-    collections::{HashMap, HashSet},
-    time::Duration,
-};
+use std::collections::{HashMap, HashSet};
 use wire::{CallbackReply, Directive, Event, EventKind, JobState, event::StreamBody, job::Progress, problem::Code};
 
 /// Stored events looked at in one batch to close a gap; the rest follows with the next one.
 const CATCH_UP: i64 = 2000;
+/// How often the cost of a running attempt is written down, in seconds.
+const CHARGE_SECONDS: f64 = 5.0;
+/// `now()` is the start of the transaction, which may have waited for a lock since.
+const LAST_WORD: &str = "coalesce(stopped_at, clock_timestamp())";
 
 /// What was done, to be reported after COMMIT.
 #[derive(Debug)]
@@ -41,7 +46,7 @@ pub struct Applied {
 }
 
 /// Applies `batch`, which was sent with a token for `epoch`.
-pub async fn apply(conn: &mut Conn, batch: Batch, epoch: i64, lease: Duration) -> Result<Applied> {
+pub async fn apply(conn: &mut Conn, batch: Batch, epoch: i64, policy: &Policy) -> Result<Applied> {
     let stale = |why: &str| Error::refused(Code::StaleAttempt, format!("{why}; stop"));
     let job = JobRow::lock(conn, batch.job).await?.ok_or_else(|| stale("this job no longer exists"))?;
     if job.attempt() != batch.attempt || job.epoch != epoch {
@@ -58,7 +63,8 @@ pub async fn apply(conn: &mut Conn, batch: Batch, epoch: i64, lease: Duration) -
         moved: Vec::new(),
         job,
         attempt,
-        lease,
+        policy,
+        charge: false,
     };
     ingest.claim(conn, batch.instance.0).await?;
     let gap_before = ingest.has_gap(conn, &batch.events).await?;
@@ -67,29 +73,33 @@ pub async fn apply(conn: &mut Conn, batch: Batch, epoch: i64, lease: Duration) -
     let stored = new.len();
     let ready = if gap_before { ingest.waiting(conn).await? } else { new.into_iter().map(|e| e.event).collect() };
     let gap = ingest.advance(conn, ready).await?;
+    let spending = ingest.watch_budget(conn).await?;
     ingest.save(conn).await?;
     let acked_seq = unsigned(ingest.last_seq);
     let reply = CallbackReply {
         directive: ingest.directive(),
         acked_seq,
         resend_from: gap.then(|| acked_seq.saturating_add(1)),
+        pause_in_ms: spending.map(|s| millis(s.pause_in())),
     };
     Ok(Applied { reply, rejected: ingest.rejected, stored, moved: ingest.moved })
 }
 
-struct Ingest {
+struct Ingest<'a> {
     job: JobRow,
     attempt: AttemptRow,
     state: JobState,
     progress: Progress,
     /// Every event up to here is applied.
     last_seq: i64,
-    lease: Duration,
+    policy: &'a Policy,
     rejected: Vec<Rejected>,
     moved: Vec<Moved>,
+    /// What the attempt costs is to be written down now.
+    charge: bool,
 }
 
-impl Ingest {
+impl Ingest<'_> {
     /// The first instance that reports owns the attempt.
     async fn claim(&mut self, conn: &mut Conn, instance: uuid::Uuid) -> Result<()> {
         let refused = |why: &str| Err(Error::refused(Code::StaleAttempt, format!("{why}; stop")));
@@ -105,8 +115,9 @@ impl Ingest {
             .execute(conn)
             .await?;
         self.attempt.instance_id = Some(instance);
+        self.charge = true;
         if self.state == JobState::Starting {
-            self.become_(conn, Change::to(JobState::Running).failure(None).lease(self.lease)).await?;
+            self.become_(conn, Change::to(JobState::Running).failure(None).lease(self.policy.lease)).await?;
         }
         Ok(())
     }
@@ -254,17 +265,18 @@ impl Ingest {
                 continue;
             }
             progress::fold(&mut self.progress, &event.kind);
-            self.take_effect(conn, &event.kind).await?;
+            self.take_effect(conn, &event).await?;
         }
         Ok(false)
     }
 
-    async fn take_effect(&mut self, conn: &mut Conn, kind: &EventKind) -> Result<()> {
+    async fn take_effect(&mut self, conn: &mut Conn, event: &Event) -> Result<()> {
         let this = job_attempts::table.find((self.job.id, self.job.attempt));
-        match effect(kind) {
+        match effect(&event.kind) {
             Effect::None => {}
             Effect::Checkpoint { step, prefix } => {
                 let step = i64::try_from(step).unwrap_or(i64::MAX);
+                ledger::measure_checkpoint(conn, (self.job.id(), self.job.attempt), step, event.at).await?;
                 if self.attempt.checkpoint_step.is_none_or(|known| known <= step) {
                     self.attempt.checkpoint_step = Some(step);
                     self.attempt.checkpoint_prefix = Some(prefix);
@@ -272,7 +284,12 @@ impl Ingest {
             }
             Effect::Finish { manifest } => {
                 let manifest = serde_json::to_value(manifest)?;
-                diesel::update(this).set(job_attempts::manifest.eq(manifest)).execute(conn).await?;
+                let set = (
+                    job_attempts::manifest.eq(manifest),
+                    job_attempts::stopped_at.eq(sql::<Nullable<Timestamptz>>(LAST_WORD)),
+                );
+                diesel::update(this).set(set).execute(conn).await?;
+                self.charge = true;
                 if self.attempt.outcome.is_none() && can(self.state, JobState::Finalizing) {
                     self.become_(conn, Change::to(JobState::Finalizing).no_lease()).await?;
                 }
@@ -283,8 +300,13 @@ impl Ingest {
                 }
                 self.attempt.outcome = Some(outcome.as_str().to_owned());
                 let failure = failure.map(serde_json::to_value).transpose()?;
-                let end = (job_attempts::outcome.eq(outcome.as_str()), job_attempts::failure.eq(failure));
+                let end = (
+                    job_attempts::outcome.eq(outcome.as_str()),
+                    job_attempts::failure.eq(failure),
+                    job_attempts::stopped_at.eq(sql::<Nullable<Timestamptz>>(LAST_WORD)),
+                );
                 diesel::update(this).set(end).execute(conn).await?;
+                self.charge = true;
                 // The reconciler waits for the process to leave.
                 diesel::sql_query("SELECT pg_notify('hone_jobs', $1::text)")
                     .bind::<SqlUuid, _>(self.job.id)
@@ -293,6 +315,27 @@ impl Ingest {
             }
         }
         Ok(())
+    }
+
+    /// Lets the job pause when its budget asks for it. What a running attempt has left, for the trainer.
+    async fn watch_budget(&mut self, conn: &mut Conn) -> Result<Option<Spending>> {
+        let paused_itself = self.attempt.outcome.as_deref() == Some(Outcome::Paused.as_str());
+        if self.job.budget_limit.is_none()
+            || self.job.is_external()
+            || self.state != JobState::Running
+            || (self.attempt.outcome.is_some() && !paused_itself)
+        {
+            return Ok(None);
+        }
+        let spending = ledger::spending(conn, self.job.id(), self.job.attempt, &self.progress).await?;
+        let Some(spending) = spending else { return Ok(None) };
+        if spending.is_due() || (paused_itself && spending.explains_a_pause()) {
+            let change = Change::to(JobState::Pausing).timer(Some(self.policy.pause)).pause(spending.pause());
+            self.become_(conn, change).await?;
+            self.charge = true;
+            return Ok(None);
+        }
+        Ok(Some(spending))
     }
 
     async fn save(&mut self, conn: &mut Conn) -> Result<()> {
@@ -310,20 +353,32 @@ impl Ingest {
         let progress = if changed { Some(serde_json::to_value(&self.progress)?) } else { None };
         // After its last word a trainer only has to exit: nothing extends its lease any more.
         let live = matches!(self.state, JobState::Running | JobState::Pausing) && self.attempt.outcome.is_none();
-        diesel::sql_query(
-            "UPDATE training_jobs SET
+        #[derive(QueryableByName)]
+        struct Saved {
+            #[diesel(sql_type = Bool)]
+            charge: bool,
+        }
+        let saved: Saved = diesel::sql_query(
+            "UPDATE training_jobs j SET
                  progress = coalesce($2, progress),
                  last_contact_at = clock_timestamp(),
                  lease_expires_at = CASE WHEN $3 THEN clock_timestamp() + make_interval(secs => $4)
                      ELSE lease_expires_at END
-             WHERE id = $1",
+             FROM (SELECT last_contact_at AS at FROM training_jobs WHERE id = $1) before
+             WHERE id = $1
+             RETURNING floor(extract(epoch FROM before.at) / $5) IS DISTINCT FROM
+                 floor(extract(epoch FROM j.last_contact_at) / $5) AS charge",
         )
         .bind::<SqlUuid, _>(self.job.id)
         .bind::<Nullable<Jsonb>, _>(progress)
         .bind::<Bool, _>(live)
-        .bind::<Double, _>(self.lease.as_secs_f64())
-        .execute(conn)
+        .bind::<Double, _>(self.policy.lease.as_secs_f64())
+        .bind::<Double, _>(CHARGE_SECONDS)
+        .get_result(conn)
         .await?;
+        if self.charge || saved.charge {
+            ledger::charge(conn, self.job.id(), self.job.attempt, self.policy.alerts).await?;
+        }
         Ok(())
     }
 
@@ -340,6 +395,12 @@ impl Ingest {
             | JobState::Cancelled => Directive::Stop,
         }
     }
+}
+
+/// For the trainer; 0 when it is too late already.
+fn millis(seconds: f64) -> u64 {
+    let wait = std::time::Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or_default();
+    u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn unsigned(seq: i64) -> u64 {

@@ -6,7 +6,7 @@
 pub mod apply;
 pub mod parse;
 
-use super::policy::Policy;
+use super::{news, policy::Policy};
 use crate::{
     AppState,
     db::{Conn, Db},
@@ -47,7 +47,7 @@ pub async fn callback(
     let started = Instant::now();
     let grant = authorise(req, job, state)?;
     let result = match read(payload).await {
-        Ok(body) => receive(&state.db, &grant, &body, policy.lease).await,
+        Ok(body) => receive(&state.db, &grant, &body, policy).await,
         Err(Unread { seen, reason }) => Err(refuse_body(&state.db, &grant, &seen, reason).await?),
     };
     let outcome = if result.is_ok() { "accepted" } else { "refused" };
@@ -90,7 +90,7 @@ async fn read(mut payload: web::Payload) -> Result<Vec<u8>, Unread> {
     result.map(|()| seen.clone()).map_err(|reason| Unread { seen, reason })
 }
 
-async fn receive(db: &Db, grant: &JobGrant, body: &[u8], lease: Duration) -> Result<CallbackReply> {
+async fn receive(db: &Db, grant: &JobGrant, body: &[u8], policy: &Policy) -> Result<CallbackReply> {
     let prefix = layout::attempt_prefix(grant.user, grant.job, grant.attempt);
     let batch = match parse::batch(body, &prefix) {
         Ok(batch) => batch,
@@ -99,16 +99,16 @@ async fn receive(db: &Db, grant: &JobGrant, body: &[u8], lease: Duration) -> Res
     if batch.job != grant.job || batch.attempt != grant.attempt {
         return Err(Error::refused(Code::Forbidden, "the batch names another job or attempt than its token"));
     }
-    let applied = ingest(db, grant, batch, lease).await?;
+    let applied = ingest(db, grant, batch, policy).await?;
     if applied.rejected.is_empty() { Ok(applied.reply) } else { Err(refusal(&applied.rejected)) }
 }
 
 /// Applies a batch and keeps what was rejected. Returns after COMMIT.
-pub async fn ingest(db: &Db, grant: &JobGrant, batch: parse::Batch, lease: Duration) -> Result<Applied> {
-    let identity = Identity::of(grant);
+pub async fn ingest(db: &Db, grant: &JobGrant, batch: parse::Batch, policy: &Policy) -> Result<Applied> {
+    let (identity, policy) = (Identity::of(grant), *policy);
     let applied = db
         .system(async move |conn| {
-            let applied = apply::apply(conn, batch, identity.epoch, lease).await?;
+            let applied = apply::apply(conn, batch, identity.epoch, &policy).await?;
             bury(conn, identity, &applied.rejected).await?;
             Ok(applied)
         })
@@ -175,6 +175,9 @@ pub async fn bury(conn: &mut Conn, whose: Identity, rejected: &[Rejected]) -> Re
         .bind::<BigInt, _>(MAX_DEAD_LETTERS)
         .execute(conn)
         .await?;
+        if buried > 0 {
+            news::tell_of_dead_letter(conn, (whose.user, whose.job, whose.attempt), &letter.reason).await?;
+        }
         metrics::counter!("dead_letters_total").increment(u64::try_from(buried).unwrap_or(0));
         tracing::warn!(job.id = %whose.job, attempt = whose.attempt, seq = letter.seq, "kept a dead letter: {}", letter.reason);
     }

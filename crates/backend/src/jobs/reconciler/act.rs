@@ -2,6 +2,7 @@
 
 use super::{Next, Reconciler, STOP_POLL, Shift};
 use crate::{
+    costs::{alerts::Thresholds, ledger},
     db::Conn,
     error::{Error, Result},
     jobs::{
@@ -90,7 +91,12 @@ impl Reconciler {
 
     pub(super) async fn requeue(&self, at: &Situation) -> Result<Next> {
         let (job, guard) = (at.job.id(), (at.job.attempt, at.job.epoch));
-        let change = Change::to(JobState::Queued).guarded(guard.0, guard.1).no_lease();
+        // Another attempt of a job whose budget is used up would only be paused again.
+        let change = match at.job.used_up()? {
+            Some(pause) => Change::to(JobState::Paused).pause(pause),
+            None => Change::to(JobState::Queued),
+        };
+        let change = change.guarded(guard.0, guard.1).no_lease();
         let moved = self.state.db.system(async move |conn| change.apply(conn, job).await).await?;
         if moved.is_some() {
             self.hints.all();
@@ -250,7 +256,9 @@ impl Reconciler {
     pub(super) async fn settle(&self, at: &Situation, settlement: Settlement) -> Result<Next> {
         let (before, seq, told) = (at.job.clone(), at.attempt.as_ref().map(|a| a.last_seq), settlement.failure.clone());
         let to = settlement.to;
-        let moved = self.state.db.system(async move |conn| settle(conn, &before, seq, settlement).await).await?;
+        let alerts = self.policy.alerts;
+        let work = async move |conn: &mut Conn| settle(conn, &before, seq, settlement, alerts).await;
+        let moved = self.state.db.system(work).await?;
         let Some(moved) = moved else { return Ok(Next::Again) };
         moved.count();
         match told {
@@ -264,7 +272,13 @@ impl Reconciler {
     }
 }
 
-async fn settle(conn: &mut Conn, before: &JobRow, seq: Option<i64>, settlement: Settlement) -> Result<Option<Moved>> {
+async fn settle(
+    conn: &mut Conn,
+    before: &JobRow,
+    seq: Option<i64>,
+    settlement: Settlement,
+    alerts: Thresholds,
+) -> Result<Option<Moved>> {
     let Some(now) = JobRow::lock(conn, before.id()).await? else { return Ok(None) };
     if (now.state != before.state) || (now.attempt, now.epoch) != (before.attempt, before.epoch) {
         return Ok(None);
@@ -288,6 +302,7 @@ async fn settle(conn: &mut Conn, before: &JobRow, seq: Option<i64>, settlement: 
             .execute(conn)
             .await?;
     }
+    ledger::charge(conn, before.id(), before.attempt, alerts).await?;
     let moved = Change::to(settlement.to)
         .guarded(before.attempt, before.epoch)
         .failure(settlement.failure)

@@ -49,7 +49,7 @@ impl Reconciler {
         if batch.job != grant.job || batch.attempt != grant.attempt {
             return Err(Ok("the object names another job or attempt than its key".into()));
         }
-        match ingest::ingest(&self.state.db, grant, batch, self.policy.lease).await {
+        match ingest::ingest(&self.state.db, grant, batch, &self.policy).await {
             Ok(applied) => Ok(applied.stored),
             Err(error) if error.code() == Some(Code::StaleAttempt) => Err(Ok(error.to_string())),
             Err(error) => Err(Err(error)),

@@ -52,8 +52,9 @@ fn rendered(state: AppState, user: UserId, job: JobId) -> impl futures::Stream<I
 #[must_use]
 pub fn line(message: &StreamMessage) -> String {
     match &message.body {
-        StreamBody::State { state, at, failure } => {
-            let why = failure.as_ref().map(|f| format!(": {}", f.message)).unwrap_or_default();
+        StreamBody::State { state, at, failure, pause } => {
+            let why = failure.as_ref().map(|f| &f.message).or(pause.as_ref().map(|p| &p.message));
+            let why = why.map(|text| format!(": {text}")).unwrap_or_default();
             format!("{} attempt {}: the job is {state}{why}", at.format(TIME), message.attempt)
         }
         StreamBody::Event { event } => format!("{} {}", event.at.format(TIME), describe(&event.kind)),

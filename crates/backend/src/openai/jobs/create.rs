@@ -75,8 +75,14 @@ pub async fn create(state: &AppState, user: &AuthUser, identity: Identity, body:
     let seed = seed(request.seed)?;
     let config = config(&request, &material, &method, seed);
 
-    let job = CreateJob { config: serde_json::to_value(&config)?, max_attempts: None, trainer: TrainerKind::Candle };
-    let wanted = Wanted::read(job, Origin::default())?;
+    let job = CreateJob {
+        config: serde_json::to_value(&config)?,
+        max_attempts: None,
+        trainer: TrainerKind::Candle,
+        gpu_config: None,
+        budget_limit: None,
+    };
+    let wanted = Wanted::read(job, Origin::default(), &state.config.catalog)?;
     let limits = Limits::of(state).await;
     let (owner, organization) = (user.user_id, user.name.clone());
     let (key, retried) = match identity.key {

@@ -1,0 +1,57 @@
+DROP TRIGGER follow ON training_jobs;
+CREATE TRIGGER follow AFTER INSERT OR UPDATE OF state, actual_cost ON training_jobs
+    FOR EACH ROW WHEN (NEW.version_id IS NOT NULL) EXECUTE FUNCTION hone_follow_job();
+-- Only its owner may replace it, and only who may create in the schema.
+GRANT CREATE ON SCHEMA public TO hone_system;
+SET LOCAL ROLE hone_system;
+CREATE OR REPLACE FUNCTION hone_follow_job() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+BEGIN
+    UPDATE training_package_versions SET
+        training_status = CASE
+            WHEN NEW.state IN ('validating', 'queued') THEN 'pending'
+            WHEN NEW.state = 'succeeded' THEN 'completed'
+            WHEN NEW.state IN ('failed', 'cancelled') THEN NEW.state
+            ELSE 'running' END,
+        training_started_at = NEW.started_at,
+        training_completed_at = NEW.finished_at,
+        training_metrics = NEW.progress,
+        actual_cost = NEW.actual_cost
+    WHERE id = NEW.version_id AND user_id = NEW.user_id
+    AND NOT EXISTS (SELECT FROM training_jobs newer WHERE newer.version_id = NEW.version_id
+        AND (newer.created_at, newer.id) > (NEW.created_at, NEW.id));
+    RETURN NULL;
+END
+$$;
+RESET ROLE;
+REVOKE CREATE ON SCHEMA public FROM hone_system;
+
+CREATE OR REPLACE FUNCTION hone_guard_version() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    -- What may still change once a version is published.
+    fate text[] := ARRAY['status', 'archived_at', 'is_deployed', 'deployment_target', 'deployment_url', 'deployment_id',
+        'training_status', 'training_started_at', 'training_completed_at', 'training_metrics', 'actual_cost',
+        'cost_alerts_sent', 'revision', 'updated_at'];
+BEGIN
+    IF OLD.status = 'draft' THEN
+        IF TG_OP = 'UPDATE' AND NEW.status = 'published' THEN
+            NEW.version_number = get_next_version_number(NEW.package_id);
+            NEW.published_at = clock_timestamp();
+        END IF;
+    ELSIF TG_OP = 'DELETE' OR NEW.status = 'draft' OR (OLD.status = 'archived' AND NEW.status <> 'archived')
+        OR to_jsonb(NEW) - fate <> to_jsonb(OLD) - fate
+    THEN
+        RAISE EXCEPTION 'version % of package % is % and cannot be changed', OLD.version_number, OLD.package_id, OLD.status
+            USING ERRCODE = 'restrict_violation', CONSTRAINT = 'training_package_versions_immutable',
+            HINT = 'fork or restore it as a new draft';
+    END IF;
+    IF TG_OP = 'DELETE' THEN
+        RETURN OLD;
+    END IF;
+    RETURN NEW;
+END
+$$;
+
+DROP INDEX cost_records_time_idx;
+ALTER TABLE job_attempts DROP COLUMN stopped_at, DROP COLUMN checkpoint_seconds;
+ALTER TABLE training_jobs DROP COLUMN price_per_hour, DROP COLUMN currency, DROP COLUMN pause;
