@@ -3,6 +3,7 @@
 use crate::{
     catalog::{Catalog, CatalogError},
     db::DbConfig,
+    hub::HubConfig,
     jobs::{launcher::subprocess::inheritable, policy::Policy},
     limits::LimitsConfig,
     mlflow::MlflowConfig,
@@ -56,6 +57,13 @@ pub enum TrainingMode {
     Http { url: String },
 }
 
+/// How much of something one user may have.
+#[derive(Debug, Clone, Copy)]
+pub struct Quota {
+    pub count: u64,
+    pub bytes: u64,
+}
+
 #[derive(Debug, Clone)]
 pub struct Config {
     pub server: ServerConfig,
@@ -74,6 +82,9 @@ pub struct Config {
     pub catalog: Catalog,
     /// Size limit of one dataset, all files together; the gateway has its own per file.
     pub dataset_max_bytes: u64,
+    /// Of datasets, per user.
+    pub dataset_quota: Quota,
+    pub hub: HubConfig,
     /// Where runs are exported to.
     pub mlflow: Option<MlflowConfig>,
     /// Where requests to URLs of users may go besides public addresses.
@@ -101,6 +112,11 @@ impl Config {
             oidc: OidcConfig::from_env(env)?,
             catalog: Catalog::from_env(env)?,
             dataset_max_bytes: env.parse_or("DATASET_MAX_BYTES", DATASET_MAX_BYTES)?,
+            dataset_quota: Quota {
+                count: env.parse_or("DATASETS_PER_USER", 1000)?,
+                bytes: env.parse_or("DATASET_BYTES_PER_USER", 100 * 1000 * 1000 * 1000)?,
+            },
+            hub: HubConfig::from_env(env)?,
             mlflow: MlflowConfig::from_env(env)?,
             outgoing: Allowed::from_env(env)?,
         })

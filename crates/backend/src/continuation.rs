@@ -3,7 +3,7 @@
 use crate::{
     db::Conn,
     error::{Error, Result},
-    store::{Job, Model},
+    store::{Artifact, Job, Model},
 };
 use wire::{
     JobId, JobState, TrainingConfig,
@@ -41,6 +41,9 @@ pub async fn find(conn: &mut Conn, config: &TrainingConfig, model: &Model) -> Re
             job.model_name, job.model_revision, model.name, model.revision
         );
         return Err(refused(Code::Invalid, message));
+    }
+    if Artifact::is_deleted(conn, id).await? {
+        return Err(refused(Code::Invalid, format!("the adapter of the job {id} was deleted")));
     }
     let (_, files) = Job::manifest(conn, id).await?.unwrap_or_default();
     let adapter = adapter_of(id, &files);

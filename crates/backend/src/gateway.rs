@@ -127,8 +127,15 @@ impl Gateway {
         self.long.post("/datasets/validate", &ValidateRequest { key: key.to_owned(), format }).await
     }
 
-    pub async fn preview_dataset(&self, key: &str, format: DatasetFormat, limit: usize) -> Result<DatasetPreview> {
-        self.quick.post("/datasets/preview", &PreviewRequest { key: key.to_owned(), format, limit }).await
+    /// At most `limit` rows from the row `offset` on, which counts from 0.
+    pub async fn preview_dataset(
+        &self,
+        key: &str,
+        format: DatasetFormat,
+        offset: usize,
+        limit: usize,
+    ) -> Result<DatasetPreview> {
+        self.quick.post("/datasets/preview", &PreviewRequest { key: key.to_owned(), format, limit, offset }).await
     }
 
     pub async fn inspect_model(&self, prefix: &str) -> Result<ModelInfo> {

@@ -13,8 +13,10 @@ pub mod db;
 pub mod error;
 pub mod estimation;
 pub mod gateway;
+pub mod hub;
 pub mod jobs;
 pub mod limits;
+pub mod lineage;
 pub mod mlflow;
 pub mod notifications;
 pub mod oidc;
@@ -58,6 +60,7 @@ pub async fn run(env: Env) -> anyhow::Result<()> {
     let state = AppState {
         db: Db::new(&config.database)?,
         gateway: Gateway::new(&config.gateway_url, &config.token_key)?,
+        hub: hub::HubClient::new(&config.hub)?,
         launcher: jobs::launcher(&config.training)?,
         outgoing: webhooks::client(config.outgoing.clone())?,
         base_url,
@@ -74,6 +77,7 @@ pub async fn run(env: Env) -> anyhow::Result<()> {
     }
     let stop = CancellationToken::new();
     let sweeper = tokio::spawn(sweep::run(state.clone(), stop.clone()));
+    let pulls = tokio::spawn(hub::pull::run(state.clone(), stop.clone()));
     let exporter = state.config.mlflow.clone();
     let exporter = exporter.map(|config| tokio::spawn(mlflow::run(state.clone(), config, stop.clone())));
     let sender = tokio::spawn(webhooks::worker::run(state.clone(), stop.clone()));
@@ -87,6 +91,7 @@ pub async fn run(env: Env) -> anyhow::Result<()> {
     server::serve(state.config.server.clone(), listener, telemetry.metrics.clone(), readiness(&state), routes).await?;
     stop.cancel();
     sweeper.await?;
+    pulls.await?;
     if let Some(exporter) = exporter {
         exporter.await?;
     }

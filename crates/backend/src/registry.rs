@@ -26,8 +26,22 @@ const PICKLE: [&str; 7] = ["bin", "pt", "pth", "pkl", "pickle", "ckpt", "joblib"
 /// Opens uploads for what the registry lacks of this model. Creating a revision that is there already is no
 /// error and opens nothing; one that is half uploaded goes on where it stopped.
 pub async fn create(state: &AppState, user: UserId, request: CreateModel) -> Result<CreatedModel> {
-    check(&request)?;
     let revision = wire::model::revision(&request.files);
+    let CreateModel { name, files } = request;
+    create_revision(state, user, name, revision, files).await
+}
+
+/// As [`create`], for a revision that is named by what is not ours, such as a commit of the Hugging Face Hub: whoever
+/// calls this knows that the name stands for these files.
+pub async fn create_revision(
+    state: &AppState,
+    user: UserId,
+    name: String,
+    revision: String,
+    files: Vec<ModelFile>,
+) -> Result<CreatedModel> {
+    let request = CreateModel { name, files };
+    check(&request)?;
     let CreateModel { name, files } = request;
     audit::about(format!("{name}@{revision}"));
     let insert = async move |conn: &mut Conn| Model::ensure(conn, user, &name, &revision, &files).await;

@@ -87,6 +87,30 @@ diesel::table! {
 }
 
 diesel::table! {
+    model_pulls (id) {
+        id -> Uuid,
+        user_id -> Uuid,
+        repo -> Text,
+        revision -> Text,
+        commit_hash -> Nullable<Text>,
+        name -> Text,
+        status -> Text,
+        files_total -> Integer,
+        files_done -> Integer,
+        bytes_total -> BigInt,
+        bytes_done -> BigInt,
+        failures -> Integer,
+        next_try_at -> Timestamptz,
+        error -> Nullable<Text>,
+        claimed_by -> Nullable<Uuid>,
+        claimed_until -> Nullable<Timestamptz>,
+        created_at -> Timestamptz,
+        updated_at -> Timestamptz,
+        finished_at -> Nullable<Timestamptz>,
+    }
+}
+
+diesel::table! {
     training_jobs (id) {
         id -> Uuid,
         user_id -> Uuid,

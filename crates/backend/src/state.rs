@@ -1,6 +1,8 @@
 //! What every handler and background task shares.
 
-use crate::{config::Config, db::Db, gateway::Gateway, jobs::launcher::Launcher, limits::Limits, oidc::Oidc};
+use crate::{
+    config::Config, db::Db, gateway::Gateway, hub::HubClient, jobs::launcher::Launcher, limits::Limits, oidc::Oidc,
+};
 use service::outgoing::Outgoing;
 use std::sync::Arc;
 
@@ -10,6 +12,7 @@ pub struct AppState {
     pub config: Arc<Config>,
     pub db: Db,
     pub gateway: Gateway,
+    pub hub: HubClient,
     pub launcher: Arc<dyn Launcher>,
     /// For URLs that users choose.
     pub outgoing: Outgoing,

@@ -1,15 +1,21 @@
 //! The backend's routes, typed.
 
-use crate::error::{CliError, CliResult, Exit};
+use crate::{
+    args::SearchArgs,
+    error::{CliError, CliResult, Exit},
+};
 use reqwest::Method;
 use service::Client;
 use wire::{
     JobId, JobView, KeyId, PackageId, Page, VersionId,
     account::{CreateKey, CreatedKey, KeyView},
+    artifact::{ArtifactDownload, ModelArtifactView},
     cost::UpdateJob,
     dataset::{DatasetPreview, DatasetView, Split},
     estimate::JobEstimate,
     event::StreamMessage,
+    hub::{HubModel, PullModel, PullView},
+    ids::{ArtifactId, PullId},
     job::{ArtifactView, CreateJob, MetricPoint},
     model::{CreateModel, CreatedModel, ModelView},
     package::{AutoSave, LaunchVersion, PackageView, Summary, VersionView},
@@ -38,6 +44,32 @@ impl Api {
     pub async fn model_files(&self, name: &str, revision: &str) -> CliResult<Vec<ArtifactView>> {
         let path = format!("/api/models/{}/{}/download", escape(name), escape(revision));
         Ok(self.client.get(&path).await?)
+    }
+
+    /// Models on the Hugging Face Hub.
+    pub async fn search_models(&self, args: &SearchArgs) -> CliResult<Page<HubModel>> {
+        let mut path = format!("/api/models/search?limit={}", args.limit);
+        for (name, value) in [("search", &args.text), ("author", &args.author), ("pipeline_tag", &args.task)] {
+            path += &value.as_ref().map(|v| format!("&{name}={}", escape(v))).unwrap_or_default();
+        }
+        Ok(self.client.get(&path).await?)
+    }
+
+    pub async fn pull_model(&self, body: &PullModel) -> CliResult<PullView> {
+        Ok(self.client.post("/api/models/pull", body).await?)
+    }
+
+    pub async fn model_pull(&self, id: PullId) -> CliResult<PullView> {
+        Ok(self.client.get(&format!("/api/models/pulls/{id}")).await?)
+    }
+
+    /// What jobs made.
+    pub async fn model_artifacts(&self) -> CliResult<Vec<ModelArtifactView>> {
+        self.all("/api/artifacts?").await
+    }
+
+    pub async fn download_artifact(&self, id: ArtifactId) -> CliResult<ArtifactDownload> {
+        Ok(self.client.post(&format!("/api/artifacts/{id}/download"), &()).await?)
     }
 
     pub async fn create_model(&self, body: &CreateModel) -> CliResult<CreatedModel> {

@@ -58,6 +58,9 @@ pub enum Command {
     /// Training jobs: list, watch, cancel, download
     #[command(subcommand)]
     Jobs(JobsCommand),
+    /// What jobs made: list, download
+    #[command(subcommand)]
+    Artifacts(ArtifactsCommand),
     /// Talk to what a job has trained
     Chat(ChatArgs),
     /// API keys: list, make, revoke
@@ -103,10 +106,57 @@ pub enum ModelsCommand {
         after_help = "Example:\n  hone models import ./SmolLM2-135M-Instruct --name smollm2-135m\n\nThe directory holds config.json, tokenizer.json and *.safetensors. Pickled weights (.bin, .pt) are refused."
     )]
     Import(ImportArgs),
+    /// Look for models on the Hugging Face Hub
+    Search(SearchArgs),
+    /// Fetch a model from the Hugging Face Hub into the registry
+    #[command(
+        after_help = "Example:\n  hone models pull HuggingFaceTB/SmolLM2-135M-Instruct --name smollm2-135m\n\nThe server fetches it; it goes on when this command is interrupted. Gated models need HF_TOKEN in the server's configuration."
+    )]
+    Pull(PullArgs),
     /// List the base models
     Ls,
     /// Show one base model
     Show { name: String },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ArtifactsCommand {
+    /// List adapters and models, newest first
+    Ls,
+    /// Download the files of one
+    Download {
+        id: wire::ids::ArtifactId,
+        /// Directory to put them in
+        #[arg(value_hint = ValueHint::DirPath)]
+        dir: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct SearchArgs {
+    /// Part of the name
+    pub text: Option<String>,
+    /// Only of this user or organisation
+    #[arg(long)]
+    pub author: Option<String>,
+    /// Only for this task, such as text-generation
+    #[arg(long)]
+    pub task: Option<String>,
+    /// At most this many, up to 100
+    #[arg(long, default_value_t = 20)]
+    pub limit: u16,
+}
+
+#[derive(Debug, Args)]
+pub struct PullArgs {
+    /// owner/name on the Hub
+    pub id: String,
+    /// Branch, tag or commit
+    #[arg(long)]
+    pub revision: Option<String>,
+    /// Name in the registry [default: owner--name]
+    #[arg(long)]
+    pub name: Option<String>,
 }
 
 #[derive(Debug, Args)]

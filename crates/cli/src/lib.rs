@@ -5,6 +5,7 @@
 
 pub mod api;
 pub mod args;
+pub mod artifacts;
 pub mod chat;
 pub mod context;
 pub mod datasets;
@@ -64,6 +65,7 @@ async fn run(context: &Context, command: Command) -> CliResult {
         Command::Down => up::down(context),
         Command::Status => up::status(context).await,
         Command::Doctor => doctor::doctor(context).await,
+        Command::Artifacts(command) => artifacts::run(context, command).await,
         Command::Models(command) => models::run(context, command).await,
         Command::Datasets(command) => datasets::run(context, command).await,
         Command::Packages(command) => packages::run(context, command).await,

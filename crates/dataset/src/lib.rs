@@ -21,6 +21,7 @@ mod parse;
 mod records;
 mod row;
 mod spans;
+mod statistics;
 mod template;
 mod tokenizer;
 mod validate;

@@ -6,11 +6,13 @@ use crate::{
     parse::parse_row,
     records::{Record, Records},
     row::Row,
+    statistics::Statistics,
 };
 use sha2::{Digest, Sha256};
 use std::{
     collections::{BTreeMap, HashSet},
     io::{self, BufReader, Cursor, Read},
+    ops::Range,
 };
 use wire::dataset::{DatasetFormat, DatasetPreview, LocatedError, MAX_ERRORS, TokenStats, ValidationReport};
 
@@ -49,17 +51,22 @@ pub fn validate(
     Ok(findings.into_report(format, records.bytes_read()))
 }
 
-/// The first good rows, at most `limit`: the JSON of the file, or strings for plain text.
-pub fn preview(reader: impl Read, format: Option<DatasetFormat>, limit: usize) -> io::Result<DatasetPreview> {
+/// The good rows with these numbers, which count from 0: the JSON of the file, or strings for plain text.
+pub fn preview(reader: impl Read, format: Option<DatasetFormat>, wanted: Range<usize>) -> io::Result<DatasetPreview> {
     let (format, reader) = with_format(reader, format)?;
     let mut records = Records::new(BufReader::with_capacity(1 << 16, reader), format);
     let mut rows = Vec::new();
-    while rows.len() < limit
+    let mut number = 0;
+    while number < wanted.end
         && let Some(record) = records.advance()?
     {
         let Record::Good { line } = record else { continue };
         let text = records.text();
         if parse_row(text, format, line).is_ok() {
+            number += 1;
+            if number <= wanted.start {
+                continue;
+            }
             let value = match format {
                 DatasetFormat::Text => Ok(serde_json::Value::String(text.to_owned())),
                 _ => serde_json::from_str(text),
@@ -94,6 +101,7 @@ struct Findings<'a> {
     /// Rows by their number of tokens; at most one entry per possible length of a row.
     lengths: BTreeMap<u64, u64>,
     trained: u64,
+    statistics: Statistics,
 }
 
 impl<'a> Findings<'a> {
@@ -107,6 +115,7 @@ impl<'a> Findings<'a> {
             seen: HashSet::new(),
             lengths: BTreeMap::new(),
             trained: 0,
+            statistics: Statistics::default(),
         }
     }
 
@@ -131,6 +140,7 @@ impl<'a> Findings<'a> {
             }
         }
         self.rows = self.rows.saturating_add(1);
+        self.statistics.row(row);
         let hash = row_hash(text);
         if self.seen.contains(&hash) {
             self.duplicates = self.duplicates.saturating_add(1);
@@ -153,6 +163,7 @@ impl<'a> Findings<'a> {
             error_count: self.error_count,
             errors: self.errors,
             tokens,
+            statistics: (self.rows > 0).then(|| self.statistics.into_report()),
         }
     }
 
@@ -178,7 +189,7 @@ impl<'a> Findings<'a> {
 }
 
 #[expect(clippy::as_conversions, reason = "an average needs no more than 53 bits")]
-fn mean(total: u64, rows: u64) -> f64 {
+pub(crate) fn mean(total: u64, rows: u64) -> f64 {
     if rows == 0 { 0.0 } else { total as f64 / rows as f64 }
 }
 

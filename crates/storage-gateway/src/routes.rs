@@ -188,8 +188,12 @@ async fn preview_dataset(
     body: Json<PreviewRequest>,
 ) -> ApiResult<Json<DatasetPreview>> {
     let key = caller.readable(&body.key)?;
-    let (format, limit) = (body.format, body.limit.min(MAX_PREVIEW));
-    rows::parse_object(&gateway, &key, move |reader| dataset::preview(reader, Some(format), limit)).await.map(Json)
+    let (format, offset, limit) = (body.format, body.offset, body.limit.min(MAX_PREVIEW));
+    rows::parse_object(&gateway, &key, move |reader| {
+        dataset::preview(reader, Some(format), offset..offset.saturating_add(limit))
+    })
+    .await
+    .map(Json)
 }
 
 async fn inspect_model(gateway: Shared, caller: Caller, body: Json<InspectRequest>) -> ApiResult<Json<ModelInfo>> {

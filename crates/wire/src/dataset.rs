@@ -1,8 +1,12 @@
 //! Datasets: views and validation reports.
 
-use crate::{ids::DatasetId, problem::FieldError};
+use crate::{
+    ids::{DatasetId, JobId, VersionId},
+    problem::FieldError,
+};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// Largest number of located errors a report carries.
 pub const MAX_ERRORS: usize = 20;
@@ -75,6 +79,40 @@ pub struct TokenStats {
     pub max: u64,
 }
 
+/// What the rows of a file look like on the whole.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct RowStatistics {
+    /// Characters of a row's texts, all turns together.
+    pub characters: LengthStats,
+    /// Texts by who says them: `system`, `user`, `assistant`, `tool`; of preferences `prompt`, `chosen`, `rejected`.
+    pub roles: BTreeMap<String, u64>,
+    /// Of labelled texts: rows by class, at most 1000 classes.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, u64>,
+}
+
+/// Lengths above 65536 are rounded up to a multiple of 1024.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct LengthStats {
+    pub total: u64,
+    pub min: u64,
+    pub mean: f64,
+    pub p50: u64,
+    pub p90: u64,
+    pub p95: u64,
+    pub p99: u64,
+    pub max: u64,
+    /// Ascending, without empty bins.
+    pub histogram: Vec<Bin>,
+}
+
+/// Rows longer than the bin before and at most this long: powers of two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Bin {
+    pub up_to: u64,
+    pub rows: u64,
+}
+
 /// What validation found in one file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct ValidationReport {
@@ -89,6 +127,9 @@ pub struct ValidationReport {
     pub errors: Vec<LocatedError>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokens: Option<TokenStats>,
+    /// Absent for files that were validated before it was looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub statistics: Option<RowStatistics>,
 }
 
 impl ValidationReport {
@@ -113,6 +154,8 @@ pub struct DatasetFile {
 pub struct DatasetView {
     pub id: DatasetId,
     pub name: String,
+    #[serde(default)]
+    pub description: String,
     pub status: DatasetStatus,
     pub format: Option<DatasetFormat>,
     pub files: Vec<DatasetFile>,
@@ -120,6 +163,62 @@ pub struct DatasetView {
     pub size: u64,
     pub created_at: DateTime<Utc>,
     pub updated_at: DateTime<Utc>,
+}
+
+/// Reply of `GET /datasets/{id}/statistics`, computed when the dataset was validated.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct DatasetStatistics {
+    pub rows: u64,
+    pub size: u64,
+    pub duplicates: u64,
+    pub files: Vec<FileStatistics>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct FileStatistics {
+    pub split: Split,
+    pub rows: u64,
+    pub size: u64,
+    /// Rows that are equal to an earlier one.
+    pub duplicates: u64,
+    pub statistics: Option<RowStatistics>,
+    pub tokens: Option<TokenStats>,
+}
+
+/// Body of `PATCH /datasets/{id}`; what is absent stays.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UpdateDataset {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// At most 2000 characters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+}
+
+/// What refers to a dataset: what holds it first, then the newest; at most 200 of each kind.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct DatasetUsage {
+    pub jobs: Vec<JobUse>,
+    pub versions: Vec<VersionUse>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct JobUse {
+    pub id: JobId,
+    pub name: String,
+    pub state: String,
+    /// The job is not over.
+    pub blocks_deletion: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct VersionUse {
+    pub id: VersionId,
+    pub name: String,
+    pub status: String,
+    /// The version is a draft, which could not be published without the dataset.
+    pub blocks_deletion: bool,
 }
 
 /// First rows of a dataset: JSON objects, or strings for plain text.

@@ -59,6 +59,8 @@ typed_id! {
     WebhookId,
     /// A message for a webhook.
     DeliveryId,
+    /// A model on its way into the registry.
+    PullId,
     /// An API key.
     KeyId,
     /// One running trainer process; an attempt accepts events from the first instance that claims it.

@@ -11,6 +11,7 @@ pub mod cost;
 pub mod dataset;
 pub mod estimate;
 pub mod event;
+pub mod hub;
 pub mod ids;
 pub mod job;
 pub mod job_env;

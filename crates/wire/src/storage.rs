@@ -169,6 +169,9 @@ pub struct PreviewRequest {
     pub format: crate::dataset::DatasetFormat,
     /// Rows, at most 100.
     pub limit: usize,
+    /// Rows to skip.
+    #[serde(default)]
+    pub offset: usize,
 }
 
 /// Body of `POST /models/inspect`: the prefix must hold a complete HF model directory.

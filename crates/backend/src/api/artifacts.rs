@@ -3,19 +3,23 @@
 use super::jobs::signed;
 use crate::{
     auth::AuthUser,
-    error::Result,
+    error::{Error, Result},
+    lineage,
     state::AppState,
     store::{
         Artifact,
         page::{PageQuery, page},
+        usage,
     },
 };
-use actix_web::{get, web};
+use actix_web::{HttpResponse, delete, get, post, web};
+use chrono::{TimeDelta, Utc};
 use serde::Deserialize;
 use wire::{
     Page,
-    artifact::ModelArtifactView,
+    artifact::{ArtifactDownload, Lineage, ModelArtifactView},
     ids::{ArtifactId, JobId},
+    problem::Code,
 };
 
 type State = web::Data<AppState>;
@@ -58,4 +62,48 @@ pub async fn get_model_artifact(
     let row = state.db.tenant(user.user_id, async move |conn| Artifact::find(conn, *id).await).await?;
     let files = signed(&state, &row.storage_path, row.file_refs()).await?;
     Ok(web::Json(ModelArtifactView { files: Some(files), ..row.into() }))
+}
+
+/// URLs to download the files of one of them, good for at most 15 minutes.
+#[utoipa::path(tag = "artifacts", params(("id" = ArtifactId, Path)), responses((status = 200, body = ArtifactDownload)))]
+#[post("/api/artifacts/{id}/download")]
+pub async fn download_model_artifact(
+    state: State,
+    user: AuthUser,
+    id: web::Path<ArtifactId>,
+) -> Result<web::Json<ArtifactDownload>> {
+    let row = state.db.tenant(user.user_id, async move |conn| Artifact::find(conn, *id).await).await?;
+    // Told a little early: a URL is signed when its turn comes.
+    let expires_at = Utc::now() + TimeDelta::minutes(14);
+    let files = signed(&state, &row.storage_path, row.file_refs()).await?;
+    Ok(web::Json(ArtifactDownload { files, expires_at }))
+}
+
+/// Where one of them comes from: job, package version, digests of datasets, base model and adapters.
+#[utoipa::path(tag = "artifacts", params(("id" = ArtifactId, Path)), responses((status = 200, body = Lineage)))]
+#[get("/api/artifacts/{id}/lineage")]
+pub async fn get_artifact_lineage(
+    state: State,
+    user: AuthUser,
+    id: web::Path<ArtifactId>,
+) -> Result<web::Json<Lineage>> {
+    Ok(web::Json(state.db.tenant(user.user_id, async move |conn| lineage::of(conn, *id).await).await?))
+}
+
+/// Delete one of them. Refused while an unfinished job continues from it.
+#[utoipa::path(tag = "artifacts", params(("id" = ArtifactId, Path)), responses((status = 204)))]
+#[delete("/api/artifacts/{id}")]
+pub async fn delete_model_artifact(state: State, user: AuthUser, id: web::Path<ArtifactId>) -> Result<HttpResponse> {
+    let delete = async move |conn: &mut crate::db::Conn| {
+        let row = Artifact::find(conn, *id).await?;
+        let jobs = usage::continuing_from(conn, JobId(row.job_id)).await?;
+        if !jobs.is_empty() {
+            let ids: Vec<String> = jobs.iter().map(ToString::to_string).collect();
+            let detail = format!("unfinished jobs continue from this adapter; cancel them first: {}", ids.join(", "));
+            return Err(Error::refused(Code::Conflict, detail));
+        }
+        Artifact::soft_delete(conn, *id).await
+    };
+    state.db.tenant(user.user_id, delete).await?;
+    Ok(HttpResponse::NoContent().finish())
 }

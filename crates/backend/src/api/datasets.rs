@@ -8,14 +8,18 @@ use crate::{
     store::{
         Dataset,
         page::{PageQuery, page},
+        usage,
     },
 };
-use actix_web::{HttpRequest, HttpResponse, delete, get, post, web};
+use actix_web::{HttpRequest, HttpResponse, delete, get, patch, post, web};
 use serde::Deserialize;
 use utoipa::ToSchema;
 use wire::{
     Page,
-    dataset::{CreateDataset, CreatedDataset, DatasetPreview, DatasetView, Split},
+    dataset::{
+        CreateDataset, CreatedDataset, DatasetPreview, DatasetStatistics, DatasetUsage, DatasetView, Split,
+        UpdateDataset,
+    },
     ids::DatasetId,
     problem::Code,
 };
@@ -84,7 +88,46 @@ pub async fn get_dataset(state: State, user: AuthUser, id: web::Path<String>) ->
     Ok(web::Json(row.into()))
 }
 
-/// Delete a dataset. Refused while unfinished jobs use it.
+/// Change name or description.
+#[utoipa::path(tag = "datasets", params(("id" = String, Path, description = "id or name")),
+    responses((status = 200, body = DatasetView)))]
+#[patch("/datasets/{id}")]
+pub async fn update_dataset(
+    state: State,
+    user: AuthUser,
+    id: web::Path<String>,
+    body: web::Json<UpdateDataset>,
+) -> Result<web::Json<DatasetView>> {
+    let row = datasets::update(&state, user.user_id, id.into_inner(), body.into_inner()).await?;
+    Ok(web::Json(row.into()))
+}
+
+/// What the rows of a dataset look like on the whole.
+#[utoipa::path(tag = "datasets", params(("id" = String, Path, description = "id or name")),
+    responses((status = 200, body = DatasetStatistics)))]
+#[get("/datasets/{id}/statistics")]
+pub async fn get_dataset_statistics(
+    state: State,
+    user: AuthUser,
+    id: web::Path<String>,
+) -> Result<web::Json<DatasetStatistics>> {
+    let row = state.db.tenant(user.user_id, async move |conn| Dataset::find(conn, &id).await).await?;
+    Ok(web::Json(row.into()))
+}
+
+/// The jobs and package versions that use a dataset.
+#[utoipa::path(tag = "datasets", params(("id" = String, Path, description = "id or name")),
+    responses((status = 200, body = DatasetUsage)))]
+#[get("/datasets/{id}/usage")]
+pub async fn get_dataset_usage(state: State, user: AuthUser, id: web::Path<String>) -> Result<web::Json<DatasetUsage>> {
+    let read = async move |conn: &mut crate::db::Conn| {
+        let dataset = Dataset::find(conn, &id).await?;
+        usage::of_dataset(conn, dataset.id()).await
+    };
+    Ok(web::Json(state.db.tenant(user.user_id, read).await?))
+}
+
+/// Delete a dataset. Refused while unfinished jobs or drafts use it.
 #[utoipa::path(tag = "datasets", params(("id" = String, Path, description = "id or name")),
     responses((status = 204)))]
 #[delete("/datasets/{id}")]
@@ -100,11 +143,13 @@ pub async fn delete_dataset(state: State, user: AuthUser, id: web::Path<String>)
 pub struct PreviewQuery {
     /// Rows, 1 to 100; 5 when absent.
     limit: Option<usize>,
+    /// Rows to skip; 0 when absent.
+    offset: Option<usize>,
     /// `train` when absent.
     split: Option<Split>,
 }
 
-/// First rows of a dataset.
+/// Rows of a dataset, page by page.
 #[utoipa::path(tag = "datasets", params(("id" = String, Path, description = "id or name"), PreviewQuery),
     responses((status = 200, body = DatasetPreview)))]
 #[get("/datasets/{id}/preview")]
@@ -122,5 +167,7 @@ pub async fn preview_dataset(
     let file = row.file(query.split.unwrap_or(Split::Train));
     let missing = || Error::refused(Code::NotFound, format!("the dataset {} has no such file", row.name));
     let file = file.ok_or_else(missing)?;
-    Ok(web::Json(state.gateway.preview_dataset(&file.key, file.report.format, limit).await?))
+    Ok(web::Json(
+        state.gateway.preview_dataset(&file.key, file.report.format, query.offset.unwrap_or_default(), limit).await?,
+    ))
 }

@@ -9,7 +9,7 @@ use crate::{
     jobs::external,
     state::AppState,
     store::{
-        Job, metric,
+        Artifact, Job, metric,
         page::{PageQuery, page},
     },
 };
@@ -148,6 +148,9 @@ pub async fn list_artifacts(
     let job = *id;
     let read = async move |conn: &mut crate::db::Conn| {
         Job::find(conn, job).await?;
+        if Artifact::is_deleted(conn, job).await? {
+            return Ok(None);
+        }
         Job::manifest(conn, job).await
     };
     let Some((attempt, files)) = state.db.tenant(user.user_id, read).await? else {

@@ -11,6 +11,7 @@ pub mod catalog;
 pub mod costs;
 pub mod datasets;
 pub mod guard;
+pub mod hub;
 pub mod jobs;
 pub mod keys;
 pub mod models;
@@ -44,8 +45,19 @@ pub fn configure(config: &mut web::ServiceConfig) {
         .service(datasets::complete_dataset)
         .service(datasets::list_datasets)
         .service(datasets::get_dataset)
+        .service(datasets::update_dataset)
+        .service(datasets::get_dataset_usage)
+        .service(datasets::get_dataset_statistics)
         .service(datasets::delete_dataset)
         .service(datasets::preview_dataset)
+        // Before the names of models.
+        .service(hub::search_models)
+        .service(hub::list_popular_models)
+        .service(hub::list_cached_models)
+        .service(hub::pull_model)
+        .service(hub::list_model_pulls)
+        .service(hub::get_model_pull)
+        .service(hub::cancel_model_pull)
         .service(models::create_model)
         .service(models::complete_model)
         .service(models::list_models)
@@ -60,6 +72,9 @@ pub fn configure(config: &mut web::ServiceConfig) {
         .service(jobs::list_artifacts)
         .service(artifacts::list_model_artifacts)
         .service(artifacts::get_model_artifact)
+        .service(artifacts::download_model_artifact)
+        .service(artifacts::get_artifact_lineage)
+        .service(artifacts::delete_model_artifact)
         .service(packages::create_package)
         .service(packages::list_packages)
         .service(packages::get_package)

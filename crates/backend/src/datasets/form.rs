@@ -83,7 +83,9 @@ async fn read(state: &AppState, user: UserId, form: &mut Form, declared: Option<
         return Err(too_large(state));
     }
     let name = name(form).await?;
-    let dataset = begin(state, user, &name).await?;
+    // The form is a little more than its files.
+    let size = declared.unwrap_or_default().saturating_sub(FORM_OVERHEAD);
+    let dataset = begin(state, user, &name, size).await?;
     let work = async {
         match store_files(state, &dataset, form).await {
             Ok(files) => finish(state, dataset.clone(), files).await,

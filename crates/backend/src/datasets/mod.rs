@@ -12,31 +12,76 @@ pub use session::{complete, create};
 pub use validate::finish;
 
 use crate::{
+    config::Quota,
     error::{Error, Result},
     state::AppState,
-    store::{Dataset, Job},
+    store::{Dataset, usage},
 };
 use chrono::TimeDelta;
 use std::time::Duration;
 use wire::{
-    dataset::{DatasetStatus, Split},
+    dataset::{DatasetStatus, Split, UpdateDataset},
     ids::{DatasetId, UserId},
     problem::Code,
 };
 
-/// Reserves `name` and makes the row the upload belongs to.
-pub async fn begin(state: &AppState, user: UserId, name: &str) -> Result<Dataset> {
-    if !wire::model::is_valid_name(name) {
+/// Longest description in characters.
+const MAX_DESCRIPTION: usize = 2000;
+
+fn check_name(name: &str) -> Result<()> {
+    if wire::model::is_valid_name(name) {
+        return Ok(());
+    }
+    let detail = format!(
+        "name: `{name}` cannot be a dataset name; use 1 to 96 letters, digits, `.`, `_` or `-`, not starting with `.` or `-`"
+    );
+    Err(Error::refused(Code::Invalid, detail))
+}
+
+/// Refuses a user whose datasets are too many, or would be too large with `size` more bytes.
+async fn check_quota(conn: &mut crate::db::Conn, quota: Quota, size: u64) -> Result<()> {
+    let (count, bytes) = Dataset::total(conn).await?;
+    if count >= quota.count {
+        let detail = format!("you have {count} datasets, and {} are allowed; delete some first", quota.count);
+        return Err(Error::refused(Code::Overloaded, detail));
+    }
+    if bytes.saturating_add(size) > quota.bytes || bytes >= quota.bytes {
         let detail = format!(
-            "name: `{name}` cannot be a dataset name; use 1 to 96 letters, digits, `.`, `_` or `-`, not starting with `.` or `-`"
+            "your datasets have {bytes} bytes, this one would add {size}, and {} are allowed; delete some first",
+            quota.bytes
         );
+        return Err(Error::refused(Code::TooLarge, detail));
+    }
+    Ok(())
+}
+
+/// Changes name or description.
+pub async fn update(state: &AppState, user: UserId, id_or_name: String, change: UpdateDataset) -> Result<Dataset> {
+    let UpdateDataset { name, description } = change;
+    if let Some(name) = &name {
+        check_name(name)?;
+    }
+    if description.as_ref().is_some_and(|d| d.chars().count() > MAX_DESCRIPTION || d.contains('\0')) {
+        let detail = format!("description: must be a text of at most {MAX_DESCRIPTION} characters");
         return Err(Error::refused(Code::Invalid, detail));
     }
+    let work = async move |conn: &mut crate::db::Conn| {
+        let dataset = Dataset::find(conn, &id_or_name).await?;
+        Dataset::rename(conn, dataset.id(), name, description).await
+    };
+    state.db.tenant(user, work).await
+}
+
+/// Reserves `name` and makes the row the upload belongs to; `size` is what it will have at least.
+pub async fn begin(state: &AppState, user: UserId, name: &str, size: u64) -> Result<Dataset> {
+    check_name(name)?;
+    let quota = state.config.dataset_quota;
     let name = name.to_owned();
     let insert = async move |conn: &mut crate::db::Conn| {
         if let Some(other) = Dataset::find_by_name(conn, &name).await? {
             return Err(taken(&other));
         }
+        check_quota(conn, quota, size).await?;
         Dataset::insert(conn, user, DatasetId::random(), &name).await
     };
     state.db.tenant(user, insert).await
@@ -105,10 +150,15 @@ pub async fn purge(state: &AppState, dataset: &Dataset) -> Result<()> {
 pub async fn delete(state: &AppState, user: UserId, id_or_name: String) -> Result<()> {
     let hide = async move |conn: &mut crate::db::Conn| {
         let dataset = Dataset::find(conn, &id_or_name).await?;
-        let jobs = Job::unfinished_with_dataset(conn, dataset.id()).await?;
-        if !jobs.is_empty() {
-            let ids: Vec<String> = jobs.iter().map(ToString::to_string).collect();
-            let detail = format!("unfinished jobs use this dataset; cancel them first: {}", ids.join(", "));
+        let used = usage::of_dataset(conn, dataset.id()).await?;
+        let jobs = used.jobs.iter().filter(|j| j.blocks_deletion).map(|j| format!("job {}", j.id));
+        let drafts = used.versions.iter().filter(|v| v.blocks_deletion).map(|v| format!("draft {}", v.name));
+        let needing: Vec<String> = jobs.chain(drafts).take(10).collect();
+        if !needing.is_empty() {
+            let detail = format!(
+                "unfinished jobs or drafts use this dataset; cancel or change them first: {}",
+                needing.join(", ")
+            );
             return Err(Error::refused(Code::Conflict, detail));
         }
         Dataset::soft_delete(conn, dataset.id()).await?;

@@ -18,7 +18,8 @@ use wire::{
 /// Reserves the name and opens one upload per file.
 pub async fn create(state: &AppState, user: UserId, request: CreateDataset) -> Result<CreatedDataset> {
     check(state, &request.files)?;
-    let dataset = begin(state, user, &request.name).await?;
+    let size = request.files.iter().fold(0_u64, |sum, f| sum.saturating_add(f.size));
+    let dataset = begin(state, user, &request.name, size).await?;
     match open(state, &dataset, &request.files).await {
         Ok(uploads) => Ok(CreatedDataset { dataset: dataset.into(), uploads }),
         Err(error) => {

@@ -120,6 +120,19 @@ impl Artifact {
         Ok(rows.select(Self::as_select()).limit(query.limit()? + 1).load(conn).await?)
     }
 
+    /// Hides it. The files stay where they are: checkpoints and manifests of the job refer to them.
+    pub async fn soft_delete(conn: &mut Conn, id: ArtifactId) -> Result<()> {
+        let live = artifacts::table.filter(artifacts::id.eq(id.0)).filter(artifacts::deleted_at.is_null());
+        diesel::update(live).set(artifacts::deleted_at.eq(Utc::now())).execute(conn).await?;
+        Ok(())
+    }
+
+    /// Whether what a job made was deleted.
+    pub async fn is_deleted(conn: &mut Conn, job: JobId) -> Result<bool> {
+        let gone = artifacts::table.filter(artifacts::job_id.eq(job.0)).filter(artifacts::deleted_at.is_not_null());
+        Ok(diesel::select(diesel::dsl::exists(gone)).get_result(conn).await?)
+    }
+
     /// Where the files are.
     #[must_use]
     pub fn file_refs(&self) -> Vec<FileRef> {

@@ -4,15 +4,15 @@ use super::{Json, Name, page::PageQuery, signed, unsigned};
 use crate::{audit, db::Conn, error::Result, schema::datasets};
 use chrono::{DateTime, Utc};
 use diesel::{
-    dsl::{not, sql},
+    dsl::{count_star, not, sql},
     prelude::*,
-    sql_types::Bool,
+    sql_types::{BigInt, Bool},
 };
 use diesel_async::RunQueryDsl;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use wire::{
-    dataset::{DatasetFile, DatasetFormat, DatasetStatus, DatasetView, Split},
+    dataset::{DatasetFile, DatasetFormat, DatasetStatistics, DatasetStatus, DatasetView, FileStatistics, Split},
     ids::{DatasetId, UserId},
     layout,
     problem::Problem,
@@ -47,6 +47,7 @@ pub struct Dataset {
     pub created_at: DateTime<Utc>,
     pub updated_at: DateTime<Utc>,
     pub deleted_at: Option<DateTime<Utc>>,
+    pub description: String,
 }
 
 impl From<Dataset> for DatasetView {
@@ -54,6 +55,7 @@ impl From<Dataset> for DatasetView {
         Self {
             id: DatasetId(row.id),
             name: row.name,
+            description: row.description,
             status: row.status.0,
             format: row.format.map(|f| f.0),
             files: row.files.0,
@@ -62,6 +64,22 @@ impl From<Dataset> for DatasetView {
             created_at: row.created_at,
             updated_at: row.updated_at,
         }
+    }
+}
+
+impl From<Dataset> for DatasetStatistics {
+    fn from(row: Dataset) -> Self {
+        let file = |f: DatasetFile| FileStatistics {
+            split: f.split,
+            rows: f.report.rows,
+            size: f.size,
+            duplicates: f.report.duplicates,
+            statistics: f.report.statistics,
+            tokens: f.report.tokens,
+        };
+        let duplicates = row.files.0.iter().map(|f| f.report.duplicates).sum();
+        let files = row.files.0.into_iter().map(file).collect();
+        Self { rows: unsigned(row.row_count), size: unsigned(row.size), duplicates, files }
     }
 }
 
@@ -98,6 +116,30 @@ impl Dataset {
         let insert = diesel::insert_into(datasets::table).values(values);
         audit::about(id);
         Ok(insert.returning(Self::as_returning()).get_result(conn).await?)
+    }
+
+    /// How many datasets the tenant has, and their bytes.
+    pub async fn total(conn: &mut Conn) -> Result<(u64, u64)> {
+        let live = datasets::table.filter(datasets::deleted_at.is_null());
+        let (count, bytes): (i64, i64) =
+            live.select((count_star(), sql::<BigInt>("coalesce(sum(size), 0)::bigint"))).first(conn).await?;
+        Ok((unsigned(count), unsigned(bytes)))
+    }
+
+    /// Changes what is given.
+    pub async fn rename(
+        conn: &mut Conn,
+        id: DatasetId,
+        name: Option<String>,
+        description: Option<String>,
+    ) -> Result<Self> {
+        if let Some(name) = name {
+            diesel::update(datasets::table.find(id.0)).set(datasets::name.eq(name)).execute(conn).await?;
+        }
+        if let Some(text) = description {
+            diesel::update(datasets::table.find(id.0)).set(datasets::description.eq(text)).execute(conn).await?;
+        }
+        Ok(datasets::table.find(id.0).select(Self::as_select()).first(conn).await?)
     }
 
     pub async fn find_by_name(conn: &mut Conn, name: &str) -> Result<Option<Self>> {

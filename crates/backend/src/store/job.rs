@@ -226,16 +226,6 @@ impl Job {
         Ok(rows.count().get_result(conn).await?)
     }
 
-    /// Ids of jobs that still need this dataset.
-    pub async fn unfinished_with_dataset(conn: &mut Conn, dataset: DatasetId) -> Result<Vec<JobId>> {
-        let rows = jobs::table
-            .filter(jobs::dataset_id.eq(dataset.0).or(jobs::validation_dataset_id.assume_not_null().eq(dataset.0)))
-            .filter(jobs::state.ne_all(over()))
-            .filter(jobs::deleted_at.is_null());
-        let ids: Vec<Uuid> = rows.select(jobs::id).limit(10).load(conn).await?;
-        Ok(ids.into_iter().map(JobId).collect())
-    }
-
     /// Checkpoints the trainer reported, in the order of the log.
     pub async fn checkpoints(conn: &mut Conn, id: JobId) -> Result<Vec<CheckpointView>> {
         let is_checkpoint = sql::<sql_types::Bool>("body -> 'event' ->> 'type' = 'checkpoint'");

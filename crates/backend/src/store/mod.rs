@@ -13,6 +13,7 @@ pub mod model;
 pub mod notification;
 pub mod package;
 pub mod page;
+pub mod usage;
 pub mod user;
 pub mod version;
 pub mod webhook;

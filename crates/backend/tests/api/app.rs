@@ -117,6 +117,19 @@ impl TestApp {
         Self::with(&database, gateway().await, &[]).await
     }
 
+    /// A backend with other settings.
+    pub async fn set(changes: &[(&str, &str)]) -> Self {
+        let database = Postgres::database().await.unwrap();
+        Self::with(&database, gateway().await, changes).await
+    }
+
+    /// kill -9, as a crash would.
+    pub fn kill(&self) {
+        let mut child = self.child.lock().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
     /// A second backend on the same database and gateway, with other settings.
     pub async fn sibling(&self, changes: &[(&str, &str)]) -> Self {
         Self::with(&self.database_url, &self.gateway, changes).await

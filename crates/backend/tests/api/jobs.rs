@@ -318,7 +318,7 @@ async fn a_dataset_that_an_unfinished_job_uses_cannot_be_deleted() {
     };
     app.db.system(pause).await.unwrap();
     let refused = app.delete("/datasets/words").await.problem().replace(&job.to_string(), "JOB");
-    assert_snapshot!(refused, @"409 CONFLICT: unfinished jobs use this dataset; cancel them first: JOB");
+    assert_snapshot!(refused, @"409 CONFLICT: unfinished jobs or drafts use this dataset; cancel or change them first: job JOB");
 }
 
 #[tokio::test]

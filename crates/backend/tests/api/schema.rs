@@ -127,6 +127,7 @@ async fn a_tenant_may_write_only_what_requests_of_users_change() {
     metrics_points: SELECT
     mlflow_runs: SELECT
     model_artifacts: SELECT UPDATE
+    model_pulls: INSERT SELECT UPDATE
     models: DELETE INSERT SELECT UPDATE
     notifications: INSERT SELECT UPDATE
     openai_files: INSERT SELECT UPDATE

@@ -1,7 +1,9 @@
 //! What a backend that dies in mid-upload leaves is removed later.
 
 use crate::app::{TestApp, chat_rows};
-use backend::{AppState, config::Config, db::Conn, gateway::Gateway, limits::Limits, schema, store::Dataset, sweep};
+use backend::{
+    AppState, config::Config, db::Conn, gateway::Gateway, hub::HubClient, limits::Limits, schema, store::Dataset, sweep,
+};
 use chrono::{DateTime, TimeDelta, Utc};
 use diesel::{prelude::*, sql_types::Timestamptz};
 use diesel_async::RunQueryDsl;
@@ -26,6 +28,7 @@ pub fn state(app: &TestApp) -> AppState {
     AppState {
         db: app.db.clone(),
         gateway: Gateway::new(&config.gateway_url, &config.token_key).unwrap(),
+        hub: HubClient::new(&config.hub).unwrap(),
         launcher: backend::jobs::launcher(&config.training).unwrap(),
         outgoing: backend::webhooks::client(config.outgoing.clone()).unwrap(),
         base_url: app.url.clone(),

@@ -2,6 +2,7 @@
 
 use crate::{
     app::{Reply, TestApp, chat_rows, file, form, send},
+    hub::Hub,
     models::tiny,
 };
 use diesel_async::SimpleAsyncConnection;
@@ -52,6 +53,9 @@ pub const CALLS: &[(&str, &str, Body)] = &[
     ("upload_dataset", "", Dataset),
     ("create_dataset", "", Json(|_| json!({"name": fresh("open"), "files": files("train", 10)}))),
     ("complete_dataset", "open_dataset", Empty),
+    ("get_dataset_statistics", "dataset", Empty),
+    ("get_dataset_usage", "dataset", Empty),
+    ("update_dataset", "dataset", Json(|_| json!({"description": "another"}))),
     ("delete_dataset", "spare_dataset", Empty),
     // Models: a registry that all may read
     ("list_models", "", Empty),
@@ -59,6 +63,13 @@ pub const CALLS: &[(&str, &str, Body)] = &[
     ("download_model", "", Empty),
     ("create_model", "", Json(|_| json!({"name": "other", "files": crate::models::describe(&tiny())}))),
     ("complete_model", "", Empty),
+    ("search_models", "", Empty),
+    ("list_popular_models", "", Empty),
+    ("list_cached_models", "", Empty),
+    ("pull_model", "", Json(|_| json!({"id": "o/m"}))),
+    ("list_model_pulls", "", Empty),
+    ("get_model_pull", "pull", Empty),
+    ("cancel_model_pull", "pull", Empty),
     ("list_openai_models", "", Empty),
     ("get_openai_model", "model", Empty),
     ("delete_openai_model", "model", Empty),
@@ -100,6 +111,9 @@ pub const CALLS: &[(&str, &str, Body)] = &[
     ("list_webhook_deliveries", "endpoint", Empty),
     ("redeliver_webhook", "endpoint", Empty),
     ("delete_webhook", "endpoint", Empty),
+    ("download_model_artifact", "artifact", Empty),
+    ("get_artifact_lineage", "artifact", Empty),
+    ("delete_model_artifact", "artifact", Empty),
     // Packages
     ("create_package", "", Json(|_| json!({"name": fresh("package")}))),
     ("list_packages", "", Empty),
@@ -161,6 +175,8 @@ const FILL: &str = "
     INSERT INTO dead_letters (job_id, user_id, attempt, reason, body) VALUES ('{job}', '{user}', 1, '{marker}', '{}');
     INSERT INTO model_artifacts (id, user_id, job_id, attempt, name, kind, base_model, base_revision, storage_path)
         VALUES ('{artifact}', '{user}', '{job}', 1, '{marker}', 'adapter', 'tiny', 'r', 'jobs/{marker}/');
+    INSERT INTO model_pulls (id, user_id, repo, revision, name, status)
+        VALUES ('{pull}', '{user}', '{marker}', 'main', '{marker}', 'failed');
     INSERT INTO cost_records (id, user_id, job_id, attempt, gpu_config, seconds, price_per_hour, amount, started_at)
         VALUES ('{uuid}', '{user}', '{job}', 1, '{marker}', 1, 1, 1, now());
     INSERT INTO mlflow_runs (job_id, user_id, run_id) VALUES ('{job}', '{user}', '{marker}');
@@ -249,6 +265,7 @@ impl Tenant {
         this.ids.insert("key", text(&post("/api/keys", json!({"name": m, "scopes": ["jobs:read"]})).await["id"]));
         this.ids.insert("user", app.add_user(&format!("{m}-victim"), &fresh("hone_sk")).await.to_string());
         this.ids.insert("artifact", Uuid::new_v4().to_string());
+        this.ids.insert("pull", Uuid::new_v4().to_string());
         this.ids.insert("endpoint", Uuid::new_v4().to_string());
         this.ids.insert("notification", Uuid::new_v4().to_string());
         this.ids.insert("delivery", Uuid::new_v4().to_string());
@@ -318,11 +335,14 @@ pub struct World {
     pub app: TestApp,
     pub tenants: Vec<Tenant>,
     pub revision: String,
+    /// Where models are searched and pulled from.
+    _hub: Hub,
 }
 
 impl World {
     pub async fn new() -> Self {
-        let app = TestApp::new().await;
+        let hub = Hub::start();
+        let app = TestApp::set(&hub.environment()).await;
         let revision = app.import_model("tiny", &tiny()).await.revision;
         let mut tenants = Vec::new();
         for name in ["ann", "bob"] {
@@ -330,7 +350,7 @@ impl World {
             let user = app.add_user(name, &key).await;
             tenants.push(Tenant::new(&app, name, user, &key).await);
         }
-        Self { app, tenants, revision }
+        Self { app, tenants, revision, _hub: hub }
     }
 
     /// A key of the tenant with these scopes.

@@ -1,6 +1,7 @@
 //! `hone models`: the registry of base models.
 
 mod check;
+mod hub;
 
 use crate::{
     api::Api,
@@ -20,6 +21,8 @@ const ROUNDS: usize = 50;
 pub async fn run(context: &Context, command: ModelsCommand) -> CliResult {
     match command {
         ModelsCommand::Import(args) => import(context, &args).await,
+        ModelsCommand::Search(args) => hub::search(context, &args).await,
+        ModelsCommand::Pull(args) => hub::pull(context, &args).await,
         ModelsCommand::Ls => ls(context).await,
         ModelsCommand::Show { name } => show(context, &name).await,
     }

@@ -137,7 +137,7 @@ fn labelled_texts_have_names_or_numbers() {
         other => panic!("{other:?}"),
     });
     assert_eq!(labels.collect::<Vec<_>>(), [Label::Class(1), Label::Name("negative".into())]);
-    let shown = preview(text.as_bytes(), None, 1).unwrap();
+    let shown = preview(text.as_bytes(), None, 0..1).unwrap();
     assert_eq!(shown.rows, [json!({"text": "good", "label": 1})]);
     let of = |text: &str| error(text, DatasetFormat::LabelledJsonl);
     assert_eq!(of(r#"{"text": "a"}"#), "1 the row has no `label`; it has `text`");

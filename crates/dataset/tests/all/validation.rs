@@ -299,10 +299,12 @@ fn a_failing_reader_is_an_error_and_ends_the_rows() {
 #[test]
 fn previews_show_the_first_good_rows_as_they_are() {
     let file = format!("{{\"broken\n{GOOD}\n{GOOD}\n{GOOD}\n");
-    let shown = preview(file.as_bytes(), Some(DatasetFormat::ChatJsonl), 2).unwrap();
+    let shown = preview(file.as_bytes(), Some(DatasetFormat::ChatJsonl), 0..2).unwrap();
     let row: serde_json::Value = serde_json::from_str(GOOD).unwrap();
     assert_eq!(shown.rows, [row.clone(), row]);
-    let text = preview("One\ntwo.\n\nThree.".as_bytes(), None, 100).unwrap();
+    let second = preview(file.as_bytes(), Some(DatasetFormat::ChatJsonl), 1..2).unwrap();
+    assert_eq!(second.rows, shown.rows[1..]);
+    let text = preview("One\ntwo.\n\nThree.".as_bytes(), None, 0..100).unwrap();
     assert_eq!(text.rows, [json!("One\ntwo."), json!("Three.")]);
 }
 

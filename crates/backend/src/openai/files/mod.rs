@@ -14,7 +14,7 @@ use crate::{
     datasets,
     db::Conn,
     state::AppState,
-    store::{Dataset, Job},
+    store::{Dataset, usage},
 };
 use rows::{FileList, FileRow};
 use serde::{Deserialize, Serialize};
@@ -114,7 +114,7 @@ async fn remove(state: &AppState, user: UserId, file: Uuid, dataset: Option<Uuid
         let Some(id) = dataset.map(DatasetId) else { return Ok(None) };
         let dataset = Dataset::find_by_name(conn, &ids::show(ids::FILE, id.0)).await?;
         Dataset::soft_delete(conn, id).await?;
-        let free = Job::unfinished_with_dataset(conn, id).await?.is_empty();
+        let free = !usage::of_dataset(conn, id).await?.jobs.iter().any(|job| job.blocks_deletion);
         Ok(dataset.filter(|_| free))
     };
     let Some(dataset) = state.db.tenant(user, hide).await? else { return Ok(()) };
