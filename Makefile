@@ -1,7 +1,7 @@
 # The targets are what CI runs. PROFILE=dev builds faster and runs slower.
 PROFILE ?= release
 
-.PHONY: help setup demo up test test-resume check bench bench-trainer build
+.PHONY: help setup demo up test test-resume check bench bench-api bench-trainer build
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ check: ## Formatting, lints, dependency directions, file lengths, licences
 
 bench: setup build ## Measure start-up, memory and latency of the programs
 	@python3 scripts/bench_laptop.py target/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
+
+bench-api: setup build ## Measure the API over 1,000,000 jobs and 50,000,000 points (about 20 minutes, 15 GB of disk)
+	@python3 scripts/bench_api.py target/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE)) --write
 
 bench-trainer: ## Compare training speed and memory with PyTorch + PEFT (own virtual environment, about 15 minutes)
 	@cargo build --quiet --release --workspace --example bench_step

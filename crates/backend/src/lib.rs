@@ -86,7 +86,7 @@ pub async fn run(env: Env) -> anyhow::Result<()> {
     let routes = move |config: &mut web::ServiceConfig| {
         let guarded = web::scope("").wrap(from_fn(api::guard::enforce)).configure(api::configure);
         let guarded = guarded.configure(&job_routes).configure(openai::configure);
-        config.app_data(web::Data::new(shared.clone())).service(guarded);
+        config.app_data(web::Data::new(shared.clone())).configure(api::docs::configure).service(guarded);
     };
     server::serve(state.config.server.clone(), listener, telemetry.metrics.clone(), readiness(&state), routes).await?;
     stop.cancel();

@@ -147,6 +147,7 @@ impl From<Problem> for CliError {
             Code::Unauthorized
             | Code::Forbidden
             | Code::InsufficientScope
+            | Code::MethodNotAllowed
             | Code::Conflict
             | Code::PreconditionFailed
             | Code::PreconditionRequired

@@ -161,6 +161,7 @@ pub struct Me {
 
 /// Body of `POST /api/keys`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(example = json!({"name": "ci", "scopes": ["jobs:read", "jobs:write"], "expires_in": 2_592_000}))]
 #[serde(deny_unknown_fields)]
 pub struct CreateKey {
     /// What it is for, 1 to 100 characters.
@@ -236,6 +237,7 @@ pub struct UserView {
 
 /// Body of `POST /api/users`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(example = json!({"name": "ada", "email": "ada@example.com"}))]
 #[serde(deny_unknown_fields)]
 pub struct CreateUser {
     /// Unique, 1 to 100 characters.

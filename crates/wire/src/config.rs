@@ -11,7 +11,10 @@ pub use classification::{ClassificationConfig, Tuning};
 pub use dpo::{DpoConfig, DpoLoss};
 pub use lora::{ALL_LINEAR, LoraConfig, TargetModules};
 
-use crate::problem::{Code, FieldError, Problem, near};
+use crate::{
+    problem::{Code, FieldError, Problem, near},
+    strict,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -200,13 +203,13 @@ impl TrainingConfig {
         let known = serde_json::to_value(Self::default()).unwrap_or_default();
         check_keys(value, &known, "", &mut errors);
         let parsed = if errors.is_empty() {
-            match serde_path_to_error::deserialize::<_, Self>(value) {
+            match strict::from_value::<Self>(value.clone()) {
                 Ok(config) => {
                     config.check_ranges(&mut errors);
                     Some(config)
                 }
                 Err(e) => {
-                    errors.push(FieldError::new(e.path().to_string(), e.inner().to_string()));
+                    errors.push(e);
                     None
                 }
             }

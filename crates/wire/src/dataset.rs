@@ -225,14 +225,16 @@ pub struct VersionUse {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct DatasetPreview {
     pub format: DatasetFormat,
-    #[schema(value_type = Vec<Object>)]
+    #[schema(value_type = Vec<serde_json::Value>)]
     pub rows: Vec<serde_json::Value>,
 }
 
 /// Body of `POST /datasets`: opens an upload straight to storage.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(example = json!({"name": "support-chats", "files": [{"filename": "chats.jsonl", "size": 1_048_576, "split": "train"}]}))]
 #[serde(deny_unknown_fields)]
 pub struct CreateDataset {
+    #[schema(min_length = 1, max_length = 96, pattern = "^[A-Za-z0-9_][A-Za-z0-9._-]{0,95}$")]
     pub name: String,
     pub files: Vec<CreateDatasetFile>,
 }

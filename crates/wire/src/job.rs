@@ -173,6 +173,8 @@ impl TrainerKind {
 
 /// Body of `POST /training/jobs`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(example = json!({"config": {"model": "hone-tiny", "dataset": "demo", "method": "sft", "lora": {"r": 16, "lora_alpha": 32},
+    "training": {"num_train_epochs": 3, "learning_rate": 2e-4}}}))]
 #[serde(deny_unknown_fields)]
 pub struct CreateJob {
     /// A [`TrainingConfig`], kept as a value so that every error in it can be reported at once.

@@ -23,6 +23,7 @@ pub mod notification;
 pub mod package;
 pub mod problem;
 pub mod storage;
+pub mod strict;
 pub mod support;
 pub mod webhook;
 

@@ -51,6 +51,7 @@ pub struct ModelView {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateModel {
+    #[schema(min_length = 1, max_length = 96, pattern = "^[A-Za-z0-9_][A-Za-z0-9._-]{0,95}$")]
     pub name: String,
     pub files: Vec<ModelFile>,
 }

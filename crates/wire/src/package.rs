@@ -6,8 +6,13 @@ use crate::{
     problem::FieldError,
 };
 use chrono::{DateTime, Utc};
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value};
+
+/// An object, or nothing.
+fn object<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Value>, D::Error> {
+    Ok(Option::<Map<String, Value>>::deserialize(value)?.map(Value::Object))
+}
 
 /// A package as the API shows it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -32,8 +37,14 @@ pub struct PackageView {
 
 /// Body of `POST /api/training/packages`.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(example = json!({"name": "support-bot", "description": "Answers like our support team"}))]
 #[serde(deny_unknown_fields)]
 pub struct CreatePackage {
+    #[schema(
+        min_length = 1,
+        max_length = 200,
+        pattern = r"^[^\s\x00-\x1f\x7f-\x9f]([^\x00-\x1f\x7f-\x9f]{0,198}[^\s\x00-\x1f\x7f-\x9f])?$"
+    )]
     pub name: String,
     #[serde(default)]
     pub description: String,
@@ -41,7 +52,7 @@ pub struct CreatePackage {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template_type: Option<String>,
     /// Part of a training configuration, without model and dataset.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "object", skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     pub config: Option<Value>,
 }
@@ -50,11 +61,16 @@ pub struct CreatePackage {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UpdatePackage {
+    #[schema(
+        min_length = 1,
+        max_length = 200,
+        pattern = r"^[^\s\x00-\x1f\x7f-\x9f]([^\x00-\x1f\x7f-\x9f]{0,198}[^\s\x00-\x1f\x7f-\x9f])?$"
+    )]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "object", skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     pub config: Option<Value>,
 }
@@ -172,7 +188,7 @@ pub struct Steps {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<ModelStep>,
     /// Step 2: a training configuration without model and dataset; absent keys take their defaults.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "object", skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     pub config: Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -254,9 +270,16 @@ pub struct CreateVersion {
 
 /// What a user writes into a draft. Saving replaces all of it.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(example = json!({"change_summary": "more epochs", "steps": {"model": {"name": "hone-tiny"}, "config": {"training": {"num_train_epochs": 3}},
+    "deploy": {"target": "local"}}}))]
 #[serde(default, deny_unknown_fields)]
 pub struct Draft {
     /// `PACKAGE-vN-draft-YYYYMMDD` when absent; publishing drops the suffix.
+    #[schema(
+        min_length = 1,
+        max_length = 200,
+        pattern = r"^[^\s\x00-\x1f\x7f-\x9f]([^\x00-\x1f\x7f-\x9f]{0,198}[^\s\x00-\x1f\x7f-\x9f])?$"
+    )]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -274,6 +297,11 @@ pub struct AutoSave {
     pub version_id: Option<VersionId>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub package_id: Option<PackageId>,
+    #[schema(
+        min_length = 1,
+        max_length = 200,
+        pattern = r"^[^\s\x00-\x1f\x7f-\x9f]([^\x00-\x1f\x7f-\x9f]{0,198}[^\s\x00-\x1f\x7f-\x9f])?$"
+    )]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub package_name: Option<String>,
     #[serde(default)]
@@ -282,6 +310,7 @@ pub struct AutoSave {
 
 /// Body of `POST /api/training/versions/{id}/{restore,publish}`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = ChangeSummary)]
 #[serde(default, deny_unknown_fields)]
 pub struct Summary {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -295,6 +324,11 @@ pub struct ForkVersion {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub package_id: Option<PackageId>,
     /// Name of a package to make.
+    #[schema(
+        min_length = 1,
+        max_length = 200,
+        pattern = r"^[^\s\x00-\x1f\x7f-\x9f]([^\x00-\x1f\x7f-\x9f]{0,198}[^\s\x00-\x1f\x7f-\x9f])?$"
+    )]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub package_name: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -5,53 +5,96 @@ use serde::{Deserialize, Serialize};
 /// Media type of a [`Problem`] body.
 pub const PROBLEM_JSON: &str = "application/problem+json";
 
-/// Stable, machine-readable error codes. A code never changes its meaning.
+/// Stable, machine-readable error codes. A code never changes its [`Code::meaning`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Code {
-    /// Missing, unknown or expired credentials.
     Unauthorized,
-    /// Valid credentials without the right to do this.
     Forbidden,
-    /// The key lacks the scope this needs; the detail and `WWW-Authenticate` name it.
     InsufficientScope,
-    /// The named thing does not exist (or is not yours).
     NotFound,
-    /// The request contradicts the current state.
+    MethodNotAllowed,
     Conflict,
-    /// The body or a parameter is malformed or out of range; `errors` says where.
     Invalid,
-    /// Someone else has changed the thing since the revision in `If-Match`; `current` is the newer one.
     PreconditionFailed,
-    /// This needs `If-Match` with the revision that was read.
     PreconditionRequired,
-    /// Larger than the limit for its kind.
     TooLarge,
-    /// The attempt that sent this is no longer the current one.
     StaleAttempt,
-    /// Base model, method and data do not go together; `errors` says what would do.
     Unsupported,
-    /// The run needs more memory than a trainer has; `errors` says what would make it smaller.
     InsufficientMemory,
-    /// The dataset failed validation; `errors` has located samples.
     DatasetInvalid,
-    /// Model weights or configuration are corrupt, unsafe or unsupported.
     ModelCorrupt,
-    /// Size or digest differs from what was declared.
     ChecksumMismatch,
-    /// Too many requests or a full queue; retry after the given time.
     Overloaded,
-    /// More requests than this key or address may send; `Retry-After` says when it may go on.
     RateLimited,
-    /// A dependency (database, storage, trainer) cannot be reached.
     Unavailable,
-    /// The deploy target is not served by this installation yet.
     TargetNotServed,
-    /// A defect of ours; the log has the details under the trace id.
     Internal,
 }
 
 impl Code {
+    pub const ALL: [Self; 21] = [
+        Self::Unauthorized,
+        Self::Forbidden,
+        Self::InsufficientScope,
+        Self::NotFound,
+        Self::MethodNotAllowed,
+        Self::Conflict,
+        Self::Invalid,
+        Self::PreconditionFailed,
+        Self::PreconditionRequired,
+        Self::TooLarge,
+        Self::StaleAttempt,
+        Self::Unsupported,
+        Self::InsufficientMemory,
+        Self::DatasetInvalid,
+        Self::ModelCorrupt,
+        Self::ChecksumMismatch,
+        Self::Overloaded,
+        Self::RateLimited,
+        Self::Unavailable,
+        Self::TargetNotServed,
+        Self::Internal,
+    ];
+
+    /// As it is written on the wire.
+    #[must_use]
+    pub fn name(self) -> String {
+        serde_json::to_value(self).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
+    }
+
+    /// What it tells, in a sentence without a final period.
+    #[must_use]
+    pub const fn meaning(self) -> &'static str {
+        match self {
+            Self::Unauthorized => "Missing, unknown or expired credentials",
+            Self::Forbidden => "Valid credentials without the right to do this",
+            Self::InsufficientScope => "The key lacks the scope this needs; the detail and WWW-Authenticate name it",
+            Self::NotFound => "The named thing does not exist (or is not yours)",
+            Self::MethodNotAllowed => "The path is served, but not with this method; Allow has those that are",
+            Self::Conflict => "The request contradicts the current state",
+            Self::Invalid => "The body or a parameter is malformed or out of range; errors says where",
+            Self::PreconditionFailed => {
+                "Someone else has changed the thing since the revision in If-Match; current is the newer one"
+            }
+            Self::PreconditionRequired => "This needs If-Match with the revision that was read",
+            Self::TooLarge => "Larger than the limit for its kind",
+            Self::StaleAttempt => "The attempt that sent this is no longer the current one",
+            Self::Unsupported => "Base model, method and data do not go together; errors says what would do",
+            Self::InsufficientMemory => {
+                "The run needs more memory than a trainer has; errors says what would make it smaller"
+            }
+            Self::DatasetInvalid => "The dataset failed validation; errors has located samples",
+            Self::ModelCorrupt => "Model weights or configuration are corrupt, unsafe or unsupported",
+            Self::ChecksumMismatch => "Size or digest differs from what was declared",
+            Self::Overloaded => "Too many requests or a full queue; retry after the given time",
+            Self::RateLimited => "More requests than this key or address may send; Retry-After says when it may go on",
+            Self::Unavailable => "A dependency (database, storage, trainer) cannot be reached",
+            Self::TargetNotServed => "The deploy target is not served by this installation yet",
+            Self::Internal => "A defect of ours; the log has the details under the trace id",
+        }
+    }
+
     /// The HTTP status this code is sent with.
     #[must_use]
     pub const fn status(self) -> u16 {
@@ -59,6 +102,7 @@ impl Code {
             Self::Unauthorized => 401,
             Self::Forbidden | Self::InsufficientScope => 403,
             Self::NotFound => 404,
+            Self::MethodNotAllowed => 405,
             Self::Conflict => 409,
             Self::StaleAttempt => 410,
             Self::PreconditionFailed => 412,
@@ -85,6 +129,7 @@ impl Code {
             Self::Forbidden => "not allowed",
             Self::InsufficientScope => "scope missing",
             Self::NotFound => "not found",
+            Self::MethodNotAllowed => "method not allowed",
             Self::Conflict => "conflict with the current state",
             Self::PreconditionFailed => "changed in the meantime",
             Self::PreconditionRequired => "precondition required",
@@ -154,9 +199,8 @@ pub struct Problem {
 
 impl Problem {
     pub fn new(code: Code, detail: impl Into<String>) -> Self {
-        let name = serde_json::to_value(code).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
         Self {
-            kind: format!("/docs/errors#{name}"),
+            kind: format!("/docs/errors#{}", code.name()),
             title: code.title().into(),
             status: code.status(),
             detail: detail.into(),

@@ -33,6 +33,7 @@ pub struct ArtifactsQuery {
     /// `next_cursor` of the page before.
     cursor: Option<String>,
     /// Items per page, 1 to 200; 50 when absent.
+    #[param(minimum = 1, maximum = 200)]
     limit: Option<u16>,
 }
 

@@ -1,5 +1,6 @@
 //! Datasets.
 
+use super::body::Json;
 use crate::{
     auth::AuthUser,
     datasets,
@@ -54,8 +55,8 @@ pub async fn upload_dataset(
 /// Open an upload straight to storage: put the parts, then complete.
 #[utoipa::path(tag = "datasets", responses((status = 201, body = CreatedDataset)))]
 #[post("/datasets")]
-pub async fn create_dataset(state: State, user: AuthUser, body: web::Json<CreateDataset>) -> Result<HttpResponse> {
-    let created = datasets::create(&state, user.user_id, body.into_inner()).await?;
+pub async fn create_dataset(state: State, user: AuthUser, Json(body): Json<CreateDataset>) -> Result<HttpResponse> {
+    let created = datasets::create(&state, user.user_id, body).await?;
     Ok(HttpResponse::Created().json(created))
 }
 
@@ -96,9 +97,9 @@ pub async fn update_dataset(
     state: State,
     user: AuthUser,
     id: web::Path<String>,
-    body: web::Json<UpdateDataset>,
+    Json(body): Json<UpdateDataset>,
 ) -> Result<web::Json<DatasetView>> {
-    let row = datasets::update(&state, user.user_id, id.into_inner(), body.into_inner()).await?;
+    let row = datasets::update(&state, user.user_id, id.into_inner(), body).await?;
     Ok(web::Json(row.into()))
 }
 
@@ -142,6 +143,7 @@ pub async fn delete_dataset(state: State, user: AuthUser, id: web::Path<String>)
 #[into_params(parameter_in = Query)]
 pub struct PreviewQuery {
     /// Rows, 1 to 100; 5 when absent.
+    #[param(minimum = 1, maximum = 100)]
     limit: Option<usize>,
     /// Rows to skip; 0 when absent.
     offset: Option<usize>,

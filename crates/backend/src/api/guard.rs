@@ -20,7 +20,7 @@ use actix_web::{
     dev::{ServiceRequest, ServiceResponse},
     http::{
         Method, StatusCode,
-        header::{HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE},
+        header::{ALLOW, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE},
     },
     middleware::Next,
     web,
@@ -109,12 +109,13 @@ static OPERATIONS: LazyLock<Vec<Operation>> = LazyLock::new(|| {
     operations
 });
 
-/// The operation a request is for, when there is one.
-fn operation(req: &ServiceRequest) -> Option<&'static Operation> {
-    let path = openai::canonical(req.path());
+/// The operations a path means, one for each method: those of the path in the document that spells most of it out.
+fn operations(path: &str) -> impl Iterator<Item = &'static Operation> {
+    let path = openai::canonical(path);
     let parts: Vec<&str> = path.split('/').collect();
     let fits = |o: &&Operation| o.path.len() == parts.len() && o.path.iter().zip(&parts).all(|(s, part)| s.fits(part));
-    OPERATIONS.iter().filter(|o| o.method == *req.method()).find(fits)
+    let first = OPERATIONS.iter().find(fits);
+    OPERATIONS.iter().filter(move |o| first.is_some_and(|first| o.path == first.path))
 }
 
 /// Who passed, and for what.
@@ -130,12 +131,8 @@ pub async fn enforce<B: MessageBody + 'static>(
     next: Next<B>,
 ) -> Result<ServiceResponse<EitherBody<B>>, actix_web::Error> {
     let openai = openai::speaks(req.path());
-    let Some(operation) = operation(&req) else {
-        let reply = if openai {
-            openai::error::unknown_route(req.request()).error_response()
-        } else {
-            service::server::no_route(req.request()).error_response()
-        };
+    let Some(operation) = operations(req.path()).find(|o| o.method == *req.method()) else {
+        let reply = not_served(&req, openai);
         return Ok(req.into_response(reply).map_into_right_body());
     };
     if matches!(operation.access, Access::Anyone | Access::Job) {
@@ -170,6 +167,25 @@ pub async fn enforce<B: MessageBody + 'static>(
             Ok(reply.into_response(told).map_into_right_body())
         }
     }
+}
+
+/// The reply to a path or a method that no operation has.
+fn not_served(req: &ServiceRequest, openai: bool) -> HttpResponse {
+    let methods: Vec<&str> = operations(req.path()).map(|o| o.method.as_str()).collect();
+    let allowed = methods.join(", ");
+    let mut reply = match (methods.is_empty(), openai) {
+        (true, true) => openai::error::unknown_route(req.request()).error_response(),
+        (true, false) => service::server::no_route(req.request()).error_response(),
+        (false, true) => openai::error::method_not_allowed(req.request(), &allowed).error_response(),
+        (false, false) => {
+            let detail = format!("`{}` does not take {}; it takes {allowed}", req.path(), req.method());
+            Error::refused(Code::MethodNotAllowed, detail).error_response()
+        }
+    };
+    if let (false, Ok(allowed)) = (methods.is_empty(), HeaderValue::try_from(allowed)) {
+        reply.headers_mut().insert(ALLOW, allowed);
+    }
+    reply
 }
 
 /// Sees to it that the audit log has what it must: what was refused, and what succeeded.

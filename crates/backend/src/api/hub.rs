@@ -1,5 +1,6 @@
 //! Models of the Hugging Face Hub: search, and pulls into the registry.
 
+use super::body::Json;
 use crate::{
     auth::AuthUser,
     db::Conn,
@@ -74,8 +75,8 @@ pub async fn list_cached_models(
 /// gives the same pull.
 #[utoipa::path(tag = "models", responses((status = 202, body = PullView)))]
 #[post("/api/models/pull")]
-pub async fn pull_model(state: State, user: AuthUser, body: web::Json<PullModel>) -> Result<HttpResponse> {
-    let row = pull::ask(&state, user.user_id, body.into_inner()).await?;
+pub async fn pull_model(state: State, user: AuthUser, Json(body): Json<PullModel>) -> Result<HttpResponse> {
+    let row = pull::ask(&state, user.user_id, body).await?;
     Ok(HttpResponse::Accepted().json(PullView::from(row)))
 }
 

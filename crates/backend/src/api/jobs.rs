@@ -1,6 +1,6 @@
 //! Training jobs: create and read. What changes a running job is in `crate::jobs`.
 
-use super::precondition::idempotency_key;
+use super::{body::Json, precondition::idempotency_key};
 use crate::{
     auth::AuthUser,
     creation,
@@ -29,17 +29,17 @@ use wire::{
 type State = web::Data<AppState>;
 
 /// Create a training job. With an `Idempotency-Key` header, repeating the request gives the first reply.
-#[utoipa::path(tag = "jobs", params(("Idempotency-Key" = Option<String>, Header)),
+#[utoipa::path(tag = "jobs", params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 200, pattern = "^[!-~]+$")),
     responses((status = 201, body = CreatedJob)))]
 #[post("/training/jobs")]
 pub async fn create_job(
     state: State,
     user: AuthUser,
     req: HttpRequest,
-    body: web::Json<CreateJob>,
+    Json(body): Json<CreateJob>,
 ) -> Result<HttpResponse> {
-    let key = idempotency_key(&req, "create_job", &body.0)?;
-    let view = creation::create(&state, user.user_id, body.into_inner(), key).await?;
+    let key = idempotency_key(&req, "create_job", &body)?;
+    let view = creation::create(&state, user.user_id, body, key).await?;
     let external = external::access(&state, user.user_id, &view)?;
     Ok(HttpResponse::Created().json(CreatedJob { job: view, external }))
 }
@@ -48,8 +48,8 @@ pub async fn create_job(
 /// seconds; nothing is created. Without a trainer only the memory is told, from the shapes of the model.
 #[utoipa::path(tag = "jobs", responses((status = 200, body = JobEstimate)))]
 #[post("/training/estimate")]
-pub async fn estimate_job(state: State, user: AuthUser, body: web::Json<CreateJob>) -> Result<web::Json<JobEstimate>> {
-    Ok(web::Json(estimation::estimate(&state, user.user_id, body.into_inner()).await?))
+pub async fn estimate_job(state: State, user: AuthUser, Json(body): Json<CreateJob>) -> Result<web::Json<JobEstimate>> {
+    Ok(web::Json(estimation::estimate(&state, user.user_id, body).await?))
 }
 
 #[derive(Debug, Clone, Deserialize, utoipa::IntoParams)]
@@ -61,6 +61,7 @@ pub struct JobsQuery {
     /// `next_cursor` of the page before.
     cursor: Option<String>,
     /// Items per page, 1 to 200; 50 when absent.
+    #[param(minimum = 1, maximum = 200)]
     limit: Option<u16>,
 }
 
@@ -92,9 +93,14 @@ pub struct MetricsQuery {
     #[serde(alias = "cursor")]
     after_step: Option<u64>,
     /// Steps per page, 1 to 10000; 1000 when absent.
+    #[param(minimum = 1, maximum = 10000)]
     limit: Option<u32>,
     /// Only this attempt; the newest value of each step when absent.
     attempt: Option<u32>,
+    /// The whole curve in at most so many points, 1 to 10000, each the mean over a stretch of steps, at its last step.
+    /// Without `after_step` and `limit`.
+    #[param(minimum = 1, maximum = 10000)]
+    points: Option<u32>,
 }
 
 /// The curves of a job: one point per step.
@@ -107,17 +113,25 @@ pub async fn list_metrics(
     id: web::Path<JobId>,
     query: web::Query<MetricsQuery>,
 ) -> Result<web::Json<Page<MetricPoint>>> {
-    let MetricsQuery { after_step, limit, attempt } = query.into_inner();
-    let limit = limit.unwrap_or(1000);
-    if !(1..=10_000).contains(&limit) {
-        return Err(Error::refused(Code::Invalid, format!("limit: must be between 1 and 10000, not {limit}")));
+    let MetricsQuery { after_step, limit, attempt, points } = query.into_inner();
+    for (name, value) in [("limit", limit), ("points", points)] {
+        if let Some(value) = value.filter(|n| !(1..=10_000).contains(n)) {
+            return Err(Error::refused(Code::Invalid, format!("{name}: must be between 1 and 10000, not {value}")));
+        }
     }
+    if points.is_some() && (limit.is_some() || after_step.is_some()) {
+        return Err(Error::refused(Code::Invalid, "points: is the whole curve; leave out `limit` and `after_step`"));
+    }
+    let limit = limit.unwrap_or(1000);
     let read = async move |conn: &mut crate::db::Conn| {
         Job::find(conn, *id).await?;
-        metric::points(conn, *id, after_step, attempt, limit).await
+        match points {
+            Some(count) => metric::buckets(conn, *id, attempt, count).await,
+            None => metric::points(conn, *id, after_step, attempt, limit).await,
+        }
     };
     let items = state.db.tenant(user.user_id, read).await?;
-    let full = u32::try_from(items.len()).is_ok_and(|n| n == limit);
+    let full = points.is_none() && u32::try_from(items.len()).is_ok_and(|n| n == limit);
     let next_cursor = items.last().filter(|_| full).map(|p| p.step.to_string());
     Ok(web::Json(Page { items, next_cursor }))
 }

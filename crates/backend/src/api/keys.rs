@@ -1,5 +1,6 @@
 //! API keys: make, list, rename, revoke.
 
+use super::body::Json;
 use crate::{
     audit,
     auth::{self, AuthUser},
@@ -26,8 +27,8 @@ type State = web::Data<AppState>;
 /// Make a key. The reply is the only place where it is ever shown. It can do at most what the key of the request can.
 #[utoipa::path(tag = "account", responses((status = 201, body = CreatedKey)))]
 #[post("/api/keys")]
-pub async fn create_key(state: State, user: AuthUser, body: web::Json<CreateKey>) -> Result<HttpResponse> {
-    let request = body.into_inner();
+pub async fn create_key(state: State, user: AuthUser, Json(body): Json<CreateKey>) -> Result<HttpResponse> {
+    let request = body;
     let owner = request.user_id.unwrap_or(user.user_id);
     if owner != user.user_id && !user.administers() {
         return Err(Error::refused(Code::Forbidden, "user_id: only administrators make keys for others"));
@@ -92,7 +93,7 @@ pub async fn update_key(
     state: State,
     user: AuthUser,
     id: web::Path<KeyId>,
-    body: web::Json<UpdateKey>,
+    Json(body): Json<UpdateKey>,
 ) -> Result<web::Json<KeyView>> {
     let name = super::users::name(&body.name)?;
     let row = state.db.tenant(user.user_id, async move |conn: &mut Conn| Key::rename(conn, *id, &name).await).await?;

@@ -24,8 +24,8 @@ type State = web::Data<AppState>;
 /// Open uploads for the files of a model. What the registry has already is not uploaded again.
 #[utoipa::path(tag = "models", responses((status = 201, body = CreatedModel)))]
 #[post("/api/models")]
-pub async fn create_model(state: State, user: AuthUser, body: web::Json<CreateModel>) -> Result<HttpResponse> {
-    let created = registry::create(&state, user.user_id, body.into_inner()).await?;
+pub async fn create_model(state: State, user: AuthUser, body: super::body::Json<CreateModel>) -> Result<HttpResponse> {
+    let created = registry::create(&state, user.user_id, body.0).await?;
     Ok(HttpResponse::Created().json(created))
 }
 

@@ -134,7 +134,7 @@ use wire::problem::{PROBLEM_JSON, Problem};
         crate::openai::models::get_openai_model,
         crate::openai::models::delete_openai_model,
     ),
-    components(schemas(Problem, ErrorReply)),
+    components(schemas(Problem, ErrorReply, crate::store::page::Sort)),
     modifiers(&Errors, &Security)
 )]
 struct ApiDoc;

@@ -1,6 +1,9 @@
 //! Training packages.
 
-use super::precondition::{fresh, idempotency_key};
+use super::{
+    body::Json,
+    precondition::{fresh, idempotency_key},
+};
 use crate::{
     auth::AuthUser,
     db::Conn,
@@ -23,17 +26,17 @@ use wire::{
 type State = web::Data<AppState>;
 
 /// Create a package. With an `Idempotency-Key` header, repeating the request gives the first reply.
-#[utoipa::path(tag = "packages", params(("Idempotency-Key" = Option<String>, Header)),
+#[utoipa::path(tag = "packages", params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 200, pattern = "^[!-~]+$")),
     responses((status = 201, body = PackageView)))]
 #[post("/api/training/packages")]
 pub async fn create_package(
     state: State,
     user: AuthUser,
     req: HttpRequest,
-    body: web::Json<CreatePackage>,
+    Json(body): Json<CreatePackage>,
 ) -> Result<HttpResponse> {
-    let key = idempotency_key(&req, "create_package", &body.0)?;
-    let work = async move |conn: &mut Conn| packages::create_package(conn, user.user_id, body.0, key.as_ref()).await;
+    let key = idempotency_key(&req, "create_package", &body)?;
+    let work = async move |conn: &mut Conn| packages::create_package(conn, user.user_id, body, key.as_ref()).await;
     Ok(HttpResponse::Created().json(state.db.tenant(user.user_id, work).await?))
 }
 
@@ -48,6 +51,7 @@ pub struct PackagesQuery {
     /// `next_cursor` of the page before.
     cursor: Option<String>,
     /// Items per page, 1 to 200; 50 when absent.
+    #[param(minimum = 1, maximum = 200)]
     limit: Option<u16>,
 }
 
@@ -85,9 +89,9 @@ pub async fn update_package(
     state: State,
     user: AuthUser,
     id: web::Path<String>,
-    body: web::Json<UpdatePackage>,
+    Json(body): Json<UpdatePackage>,
 ) -> Result<web::Json<PackageView>> {
-    let work = async move |conn: &mut Conn| packages::update_package(conn, &id, body.0).await;
+    let work = async move |conn: &mut Conn| packages::update_package(conn, &id, body).await;
     Ok(web::Json(state.db.tenant(user.user_id, work).await?.into()))
 }
 

@@ -1,5 +1,6 @@
 //! Users, for administrators.
 
+use super::body::Json;
 use crate::{
     audit,
     auth::AuthUser,
@@ -59,7 +60,7 @@ pub async fn list_users(state: State, _: AuthUser, query: web::Query<PageQuery>)
 /// Add a user, who can do nothing before there is a key: `POST /api/keys` with `user_id`.
 #[utoipa::path(tag = "users", responses((status = 201, body = UserView)))]
 #[post("/api/users")]
-pub async fn create_user(state: State, _: AuthUser, body: web::Json<CreateUser>) -> Result<HttpResponse> {
+pub async fn create_user(state: State, _: AuthUser, Json(body): Json<CreateUser>) -> Result<HttpResponse> {
     let (name, role) = (name(&body.name)?, body.role.unwrap_or(Role::User));
     let email = email(body.email.as_deref().unwrap_or_default())?;
     let work = async move |conn: &mut Conn| {
@@ -78,9 +79,9 @@ pub async fn update_user(
     state: State,
     user: AuthUser,
     id: web::Path<UserId>,
-    body: web::Json<UpdateUser>,
+    Json(body): Json<UpdateUser>,
 ) -> Result<web::Json<UserView>> {
-    let (id, request) = (id.into_inner(), body.into_inner());
+    let (id, request) = (id.into_inner(), body);
     if id == user.user_id && request.role.is_some_and(|role| role != user.role) {
         return Err(Error::refused(Code::Conflict, "role: another administrator has to change yours"));
     }

@@ -2,7 +2,7 @@
 //! 412 answers with the newer draft.
 
 use super::{
-    body::Optional,
+    body::{Json, Optional},
     precondition::{fresh, idempotency_key, if_match, required_if_match, tagged},
 };
 use crate::{
@@ -33,19 +33,19 @@ use wire::{
 type State = web::Data<AppState>;
 
 /// Create a draft. With an `Idempotency-Key` header, repeating the request gives the first reply.
-#[utoipa::path(tag = "versions", params(("Idempotency-Key" = Option<String>, Header)),
+#[utoipa::path(tag = "versions", params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 200, pattern = "^[!-~]+$")),
     responses((status = 201, body = VersionView)))]
 #[post("/api/training/versions")]
 pub async fn create_version(
     state: State,
     user: AuthUser,
     req: HttpRequest,
-    body: web::Json<CreateVersion>,
+    Json(body): Json<CreateVersion>,
 ) -> Result<HttpResponse> {
-    let key = idempotency_key(&req, "create_version", &body.0)?;
+    let key = idempotency_key(&req, "create_version", &body)?;
     let app = state.clone();
     let work =
-        async move |conn: &mut Conn| packages::create_version(conn, &app, user.user_id, body.0, key.as_ref()).await;
+        async move |conn: &mut Conn| packages::create_version(conn, &app, user.user_id, body, key.as_ref()).await;
     Ok(tagged(HttpResponse::Created(), &state.db.tenant(user.user_id, work).await?))
 }
 
@@ -68,6 +68,7 @@ pub struct VersionsQuery {
     /// `next_cursor` of the page before.
     cursor: Option<String>,
     /// Items per page, 1 to 200; 50 when absent.
+    #[param(minimum = 1, maximum = 200)]
     limit: Option<u16>,
 }
 
@@ -124,11 +125,11 @@ pub async fn update_version(
     user: AuthUser,
     req: HttpRequest,
     id: web::Path<VersionId>,
-    body: web::Json<Draft>,
+    Json(body): Json<Draft>,
 ) -> Result<HttpResponse> {
     let expected = required_if_match(&req)?;
     let app = state.clone();
-    let work = async move |conn: &mut Conn| packages::save(conn, &app, *id, body.0, &expected).await;
+    let work = async move |conn: &mut Conn| packages::save(conn, &app, *id, body, &expected).await;
     Ok(tagged(HttpResponse::Ok(), &state.db.tenant(user.user_id, work).await?))
 }
 
@@ -140,10 +141,10 @@ pub async fn save_version(
     state: State,
     user: AuthUser,
     req: HttpRequest,
-    body: web::Json<AutoSave>,
+    Json(body): Json<AutoSave>,
 ) -> Result<HttpResponse> {
     let (expected, app) = (if_match(&req), state.clone());
-    let work = async move |conn: &mut Conn| packages::auto_save(conn, &app, user.user_id, body.0, expected).await;
+    let work = async move |conn: &mut Conn| packages::auto_save(conn, &app, user.user_id, body, expected).await;
     Ok(tagged(HttpResponse::Ok(), &state.db.tenant(user.user_id, work).await?))
 }
 
@@ -164,9 +165,9 @@ pub async fn publish_version(
     user: AuthUser,
     req: HttpRequest,
     id: web::Path<VersionId>,
-    body: Optional<Summary>,
+    Optional(body): Optional<Summary>,
 ) -> Result<HttpResponse> {
-    let (expected, app, summary) = (if_match(&req), state.clone(), body.0);
+    let (expected, app, summary) = (if_match(&req), state.clone(), body);
     let work =
         async move |conn: &mut Conn| packages::publish(conn, &app, user.user_id, *id, summary, expected.as_ref()).await;
     Ok(tagged(HttpResponse::Ok(), &state.db.tenant(user.user_id, work).await?))
@@ -181,7 +182,7 @@ pub async fn archive_version(state: State, user: AuthUser, id: web::Path<Version
 }
 
 /// Make a new draft with the content of a published or archived version, which becomes its parent.
-#[utoipa::path(tag = "versions", params(("id" = VersionId, Path), ("Idempotency-Key" = Option<String>, Header)),
+#[utoipa::path(tag = "versions", params(("id" = VersionId, Path), ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 200, pattern = "^[!-~]+$")),
     request_body = Option<Summary>, responses((status = 201, body = VersionView)))]
 #[post("/api/training/versions/{id}/restore")]
 pub async fn restore_version(
@@ -189,9 +190,9 @@ pub async fn restore_version(
     user: AuthUser,
     req: HttpRequest,
     id: web::Path<VersionId>,
-    body: Optional<Summary>,
+    Optional(body): Optional<Summary>,
 ) -> Result<HttpResponse> {
-    let (app, summary) = (state.clone(), body.0);
+    let (app, summary) = (state.clone(), body);
     let key = idempotency_key(&req, &format!("restore_version {id}"), &summary)?;
     let work =
         async move |conn: &mut Conn| packages::restore(conn, &app, user.user_id, *id, summary, key.as_ref()).await;
@@ -199,7 +200,7 @@ pub async fn restore_version(
 }
 
 /// Fork a published or archived version into a draft of its package, of another one, or of a new one.
-#[utoipa::path(tag = "versions", params(("id" = VersionId, Path), ("Idempotency-Key" = Option<String>, Header)),
+#[utoipa::path(tag = "versions", params(("id" = VersionId, Path), ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 200, pattern = "^[!-~]+$")),
     request_body = Option<ForkVersion>, responses((status = 201, body = VersionView)))]
 #[post("/api/training/versions/{id}/fork")]
 pub async fn fork_version(
@@ -207,16 +208,16 @@ pub async fn fork_version(
     user: AuthUser,
     req: HttpRequest,
     id: web::Path<VersionId>,
-    body: Optional<ForkVersion>,
+    Optional(body): Optional<ForkVersion>,
 ) -> Result<HttpResponse> {
-    let (app, request) = (state.clone(), body.0);
+    let (app, request) = (state.clone(), body);
     let key = idempotency_key(&req, &format!("fork_version {id}"), &request)?;
     let work = async move |conn: &mut Conn| packages::fork(conn, &app, user.user_id, *id, request, key.as_ref()).await;
     Ok(tagged(HttpResponse::Created(), &state.db.tenant(user.user_id, work).await?))
 }
 
 /// Train a published version.
-#[utoipa::path(tag = "versions", params(("id" = VersionId, Path), ("Idempotency-Key" = Option<String>, Header)),
+#[utoipa::path(tag = "versions", params(("id" = VersionId, Path), ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 200, pattern = "^[!-~]+$")),
     request_body = Option<LaunchVersion>, responses((status = 201, body = JobView)))]
 #[post("/api/training/versions/{id}/launch")]
 pub async fn launch_version(
@@ -224,9 +225,9 @@ pub async fn launch_version(
     user: AuthUser,
     req: HttpRequest,
     id: web::Path<VersionId>,
-    body: Optional<LaunchVersion>,
+    Optional(body): Optional<LaunchVersion>,
 ) -> Result<HttpResponse> {
-    let request = body.0;
+    let request = body;
     let key = idempotency_key(&req, &format!("launch_version {id}"), &request)?;
     let (user, limits) = (user.user_id, Limits::of(&state).await);
     let config = std::sync::Arc::clone(&state.config);
@@ -246,9 +247,9 @@ pub async fn deploy_version(
     state: State,
     user: AuthUser,
     id: web::Path<VersionId>,
-    body: Optional<DeployVersion>,
+    Optional(body): Optional<DeployVersion>,
 ) -> Result<HttpResponse> {
-    let request = body.0;
+    let request = body;
     let work = async move |conn: &mut Conn| packages::deploy(conn, user.user_id, *id, request).await;
     let target = state.db.tenant(user.user_id, work).await?;
     Err(packages::not_served(target).into())

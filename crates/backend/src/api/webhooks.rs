@@ -1,5 +1,6 @@
 //! Outgoing webhooks.
 
+use super::body::Json;
 use crate::{
     auth::AuthUser,
     error::Result,
@@ -23,8 +24,8 @@ type State = web::Data<AppState>;
 /// Add a webhook. The reply has its secret, which is not shown again.
 #[utoipa::path(tag = "webhooks", responses((status = 201, body = WebhookSecret)))]
 #[post("/api/webhooks")]
-pub async fn create_webhook(state: State, user: AuthUser, body: web::Json<CreateWebhook>) -> Result<HttpResponse> {
-    let created = webhooks::create(&state, user.user_id, body.into_inner()).await?;
+pub async fn create_webhook(state: State, user: AuthUser, Json(body): Json<CreateWebhook>) -> Result<HttpResponse> {
+    let created = webhooks::create(&state, user.user_id, body).await?;
     Ok(HttpResponse::Created().json(created))
 }
 
@@ -56,9 +57,9 @@ pub async fn update_webhook(
     state: State,
     user: AuthUser,
     id: web::Path<WebhookId>,
-    body: web::Json<UpdateWebhook>,
+    Json(body): Json<UpdateWebhook>,
 ) -> Result<web::Json<WebhookView>> {
-    Ok(web::Json(webhooks::update(&state, user.user_id, *id, body.into_inner()).await?.into()))
+    Ok(web::Json(webhooks::update(&state, user.user_id, *id, body).await?.into()))
 }
 
 /// Delete a webhook.
@@ -99,6 +100,7 @@ pub struct DeliveriesQuery {
     /// `next_cursor` of the page before.
     cursor: Option<String>,
     /// Items per page, 1 to 200; 50 when absent.
+    #[param(minimum = 1, maximum = 200)]
     limit: Option<u16>,
 }
 

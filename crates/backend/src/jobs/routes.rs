@@ -5,6 +5,7 @@ use super::{
     policy::Policy,
     stream::{self, hub::Hub, job_state, logs, sse, ws},
 };
+use crate::api::body::Json;
 use crate::{
     AppState,
     auth::AuthUser,
@@ -77,8 +78,8 @@ pub async fn delete_job(state: State, policy: Rules, user: AuthUser, id: web::Pa
 /// Change what a job may cost. A job that its budget has paused goes on after `resume`.
 #[utoipa::path(tag = "jobs", params(("id" = JobId, Path)), responses((status = 200, body = JobView)))]
 #[patch("/training/jobs/{id}")]
-pub async fn update_job(state: State, user: AuthUser, id: web::Path<JobId>, body: web::Json<UpdateJob>) -> View {
-    let limit = body.into_inner().budget_limit;
+pub async fn update_job(state: State, user: AuthUser, id: web::Path<JobId>, Json(body): Json<UpdateJob>) -> View {
+    let limit = body.budget_limit;
     costs::check_limit(limit.flatten())?;
     let work = async move |conn: &mut Conn| {
         if let Some(limit) = limit {
@@ -141,6 +142,7 @@ pub struct EventsQuery {
     #[serde(alias = "cursor")]
     after: Option<i64>,
     /// Messages per page, 1 to 1000; 200 when absent.
+    #[param(minimum = 1, maximum = 1000)]
     limit: Option<u16>,
 }
 

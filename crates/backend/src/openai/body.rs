@@ -3,6 +3,7 @@
 use super::error::{Error, Result};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use wire::{problem::FieldError, strict};
 
 pub fn json(body: &[u8]) -> Result<Value> {
     serde_json::from_slice(body).map_err(|e| {
@@ -12,8 +13,8 @@ pub fn json(body: &[u8]) -> Result<Value> {
 
 /// `body` as a `T` that refuses unknown fields.
 pub fn read<T: DeserializeOwned>(body: &Value) -> Result<T> {
-    serde_path_to_error::deserialize(body).map_err(|e| {
-        let (path, why) = (e.path().to_string(), e.inner().to_string());
+    strict::from_value(body.clone()).map_err(|e| {
+        let FieldError { path, message: why, .. } = e;
         let quoted = |prefix: &str| why.strip_prefix(prefix).and_then(|rest| rest.split('`').next());
         if let Some(field) = quoted("unknown field `") {
             let message = format!("Unrecognized request argument supplied: {field}");

@@ -103,6 +103,7 @@ const fn outside(code: Code) -> (StatusCode, &'static str, Option<&'static str>)
         Code::Forbidden => (StatusCode::FORBIDDEN, REQUEST, Some("insufficient_permissions")),
         Code::InsufficientScope => (StatusCode::FORBIDDEN, REQUEST, Some("missing_scope")),
         Code::NotFound => (StatusCode::NOT_FOUND, REQUEST, Some("not_found")),
+        Code::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, REQUEST, Some("method_not_allowed")),
         // Preconditions and deployments belong to the native routes.
         Code::PreconditionFailed => (StatusCode::PRECONDITION_FAILED, REQUEST, None),
         Code::PreconditionRequired => (StatusCode::PRECONDITION_REQUIRED, REQUEST, None),
@@ -185,6 +186,12 @@ impl ResponseError for Error {
 pub fn unknown_route(req: &HttpRequest) -> Error {
     let message = format!("Unknown request URL: {} {}. Please check the URL for typos.", req.method(), req.path());
     Error::not_found("unknown_url", message)
+}
+
+/// The answer to a method that a path does not take.
+pub fn method_not_allowed(req: &HttpRequest, allowed: &str) -> Error {
+    let message = format!("Invalid method for URL ({} {}); it takes {allowed}.", req.method(), req.path());
+    Error::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
 }
 
 /// Extractor settings that answer malformed input with an error object. `limit` caps bodies in bytes.

@@ -13,6 +13,7 @@ use chrono::{TimeDelta, Utc};
 use diesel::{prelude::*, sql_types::Text};
 use diesel_async::RunQueryDsl;
 use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::fmt::Debug;
 use uuid::Uuid;
@@ -87,12 +88,14 @@ impl IdempotencyKey {
             return Ok(None);
         }
         let row = keys::table.find((user.0, &self.key)).select((keys::body_hash, keys::reply));
-        let (body_hash, reply): (Vec<u8>, Option<Json<R>>) = row.first(conn).await?;
+        // The reply to another request need not be an `R`.
+        let (body_hash, reply): (Vec<u8>, Option<Json<Value>>) = row.first(conn).await?;
         if body_hash != self.body_hash {
             let detail = "this Idempotency-Key was used for a request with another body; use a new key";
             return Err(Error::refused(Code::Conflict, detail));
         }
-        reply.map(|r| Some(r.0)).ok_or_else(|| Error::defect("an idempotency key was committed without its reply"))
+        let reply = reply.ok_or_else(|| Error::defect("an idempotency key was committed without its reply"))?;
+        Ok(Some(serde_json::from_value(reply.0)?))
     }
 
     /// Stores the reply to replay.

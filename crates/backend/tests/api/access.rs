@@ -15,7 +15,10 @@ use reqwest::Method;
 use secrecy::SecretString;
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, net::TcpListener};
-use wire::account::{Role, Scope};
+use wire::{
+    account::{Role, Scope},
+    problem::Code,
+};
 
 const ROTATED: &str = "hone_sk_00000000000000000000000000000000000000000000000000000000000000ff";
 
@@ -30,6 +33,42 @@ pub fn operations(document: &Value) -> Vec<(String, Method, String, Value)> {
         }
     }
     found
+}
+
+#[tokio::test]
+async fn the_document_can_be_read_in_a_browser() {
+    let app = TestApp::new().await;
+    let page = async |path: &str| {
+        let reply = reqwest::get(format!("{}{path}", app.url)).await.unwrap();
+        assert_eq!(reply.status(), 200, "{path}");
+        (reply.headers()["content-type"].to_str().unwrap().to_owned(), reply.text().await.unwrap())
+    };
+    let (kind, start) = page("/docs").await;
+    assert!(kind.starts_with("text/html") && start.contains("swagger-ui-bundle.js"), "{start}");
+    assert!(page("/docs/swagger-initializer.js").await.1.contains("/openapi.json"));
+    assert!(page("/docs/swagger-ui-bundle.js").await.1.len() > 500_000);
+    let errors = page("/docs/errors").await.1;
+    for code in Code::ALL {
+        assert!(errors.contains(&format!("id=\"{}\"", code.name())), "{code:?}");
+        assert!(!code.meaning().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_method_that_a_path_does_not_take_is_told_those_it_takes() {
+    let app = TestApp::new().await;
+    let client = reqwest::Client::new();
+    for (method, path, status, allowed) in [
+        (Method::PUT, "/training/jobs", 405, Some("GET, POST")),
+        (Method::DELETE, "/api/training/versions/auto-save", 405, Some("POST")),
+        (Method::TRACE, "/v1/fine_tuning/jobs", 405, Some("GET, POST")),
+        (Method::PATCH, "/openai/v1/files", 405, Some("GET, POST")),
+        (Method::PUT, "/training/job", 404, None),
+    ] {
+        let reply = client.request(method.clone(), format!("{}{path}", app.url)).bearer_auth(KEY).send().await.unwrap();
+        let allow = reply.headers().get("allow").map(|v| v.to_str().unwrap().to_owned());
+        assert_eq!((reply.status().as_u16(), allow.as_deref()), (status, allowed), "{method} {path}");
+    }
 }
 
 /// A path of the document with names that nothing has.

@@ -291,7 +291,10 @@ async fn files_of_a_session_are_checked() {
     assert_snapshot!(create(json!([file("train", 1), file("train", 1)])).await, @"422 INVALID: files: must hold one train file and at most one validation file");
     assert_snapshot!(create(json!([file("train", 0)])).await, @"422 INVALID: files: t.txt is empty");
     let unknown = app.post("/datasets", &json!({"name": "d", "files": [], "format": "text"})).await;
-    assert_snapshot!(unknown.problem(), @"422 INVALID: request body: Json deserialize error: unknown field `format`, expected `name` or `files` at line 1 column 20");
+    assert_snapshot!(unknown.problem(), @r"
+    422 INVALID: request body: format: unknown field `format`, expected `name` or `files`
+    - format: unknown field `format`, expected `name` or `files`
+    ");
     app.assert_no_dataset().await;
 }
 

@@ -44,15 +44,15 @@ async fn base_models_that_a_method_cannot_train_are_refused() {
         (0..5).map(|i| format!("{}\n", json!({"text": format!("t {i}"), "label": i % 2}))).collect::<String>();
     app.upload_form(form("labels", labelled)).await.expect(201);
     assert_snapshot!(create(json!({"method": "classification", "dataset": "labels"})).await, @r"
-    422 UNSUPPORTED: training configuration: method: `classification` needs an encoder, and `LlamaForCausalLM` predicts tokens; use another method, or a base model of BertForMaskedLM, BertForSequenceClassification
-    - method: `classification` needs an encoder, and `LlamaForCausalLM` predicts tokens (use another method, or a base model of BertForMaskedLM, BertForSequenceClassification)
+    422 UNSUPPORTED: training configuration: method: `classification` needs an encoder, and `LlamaForCausalLM` predicts tokens; use another method, or a base model of BertForMaskedLM, BertForSequenceClassification, DistilBertForMaskedLM, DistilBertForSequenceClassification, RobertaForMaskedLM, RobertaForSequenceClassification, XLMRobertaForMaskedLM, XLMRobertaForSequenceClassification
+    - method: `classification` needs an encoder, and `LlamaForCausalLM` predicts tokens (use another method, or a base model of BertForMaskedLM, BertForSequenceClassification, DistilBertForMaskedLM, DistilBertForSequenceClassification, RobertaForMaskedLM, RobertaForSequenceClassification, XLMRobertaForMaskedLM, XLMRobertaForSequenceClassification)
     ");
     let mut odd = tiny();
     odd[0].1 = br#"{"architectures": ["GPT2LMHeadModel"], "vocab_size": 2, "max_position_embeddings": 64}"#.to_vec();
     app.import_model("odd", &odd).await;
     assert_snapshot!(create(json!({"model": "odd"})).await, @r"
-    422 UNSUPPORTED: training configuration: model: the architecture `GPT2LMHeadModel` is not supported; use one of Gemma2ForCausalLM, Gemma3ForCausalLM, LlamaForCausalLM, MistralForCausalLM, Phi3ForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, BertForMaskedLM, BertForSequenceClassification
-    - model: the architecture `GPT2LMHeadModel` is not supported (use one of Gemma2ForCausalLM, Gemma3ForCausalLM, LlamaForCausalLM, MistralForCausalLM, Phi3ForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, BertForMaskedLM, BertForSequenceClassification)
+    422 UNSUPPORTED: training configuration: model: the architecture `GPT2LMHeadModel` is not supported; use one of Gemma2ForCausalLM, Gemma3ForCausalLM, LlamaForCausalLM, MistralForCausalLM, Phi3ForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, BertForMaskedLM, BertForSequenceClassification, DistilBertForMaskedLM, DistilBertForSequenceClassification, RobertaForMaskedLM, RobertaForSequenceClassification, XLMRobertaForMaskedLM, XLMRobertaForSequenceClassification
+    - model: the architecture `GPT2LMHeadModel` is not supported (use one of Gemma2ForCausalLM, Gemma3ForCausalLM, LlamaForCausalLM, MistralForCausalLM, Phi3ForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, BertForMaskedLM, BertForSequenceClassification, DistilBertForMaskedLM, DistilBertForSequenceClassification, RobertaForMaskedLM, RobertaForSequenceClassification, XLMRobertaForMaskedLM, XLMRobertaForSequenceClassification)
     ");
     let estimate = app.post("/training/estimate", &body(json!({"model": "odd"}))).await;
     assert_eq!(estimate.problem(), create(json!({"model": "odd"})).await, "an estimate refuses the same");

@@ -103,7 +103,10 @@ async fn every_error_of_a_configuration_is_reported_with_its_path() {
     ");
     assert_snapshot!(create(with(json!({"name": "n".repeat(300)}))).await, @"422 INVALID: name: must have at most 200 characters");
     let unknown = app.post("/training/jobs", &json!({"config": config(), "priority": 1})).await;
-    assert_snapshot!(unknown.problem(), @"422 INVALID: request body: Json deserialize error: unknown field `priority`, expected one of `config`, `max_attempts`, `gpu_config`, `budget_limit`, `trainer` at line 1 column 82");
+    assert_snapshot!(unknown.problem(), @r"
+    422 INVALID: request body: priority: unknown field `priority`, expected one of `config`, `max_attempts`, `gpu_config`, `budget_limit`, `trainer`
+    - priority: unknown field `priority`, expected one of `config`, `max_attempts`, `gpu_config`, `budget_limit`, `trainer`
+    ");
     let attempts = app.post("/training/jobs", &json!({"config": config(), "max_attempts": 0})).await;
     assert_snapshot!(attempts.problem(), @"422 INVALID: max_attempts: must be between 1 and 20, not 0");
     let broken = send(app.request(Method::POST, "/training/jobs").body("{\"config\": ")).await;
@@ -169,6 +172,9 @@ async fn the_same_request_with_one_key_is_answered_once_and_replayed() {
     assert_eq!(create_with_key(&app, "k1", &reordered).await.expect(201), first, "as it was, not as it is now");
     let other = create_with_key(&app, "k1", &json!({"config": config(), "max_attempts": 1})).await;
     assert_snapshot!(other.problem(), @"409 CONFLICT: this Idempotency-Key was used for a request with another body; use a new key");
+    let package = app.request(Method::POST, "/api/training/packages").header("idempotency-key", "k1");
+    let of_another_kind = send(package.json(&json!({"name": "p"}))).await;
+    assert_snapshot!(of_another_kind.problem(), @"409 CONFLICT: this Idempotency-Key was used for a request with another body; use a new key");
     assert_snapshot!(create_with_key(&app, "", &body).await.problem(), @"422 INVALID: Idempotency-Key: must have 1 to 200 characters");
     assert_ne!(create_with_key(&app, "k2", &body).await.expect(201)["id"], first["id"]);
     // A refused request leaves its key unused.
@@ -276,6 +282,19 @@ async fn metrics_are_one_point_per_step_over_all_attempts() {
     "#);
     assert_snapshot!(points("?attempt=1&after_step=2").await.0, @r#"1 3 {"train_loss":6.0}"#);
     assert_snapshot!(app.get(&format!("/training/jobs/{job}/metrics?limit=0")).await.problem(), @"422 INVALID: limit: must be between 1 and 10000, not 0");
+
+    // The whole curve in two points: steps 0 to 2, and 3 to 4, of the newest attempt that has them.
+    assert_snapshot!(points("?points=2").await.0, @r#"
+    2 2 {"eval_loss":7.7,"learning_rate":0.1,"train_loss":7.5}
+    2 4 {"train_loss":5.45}
+    "#);
+    assert_snapshot!(points("?points=2&attempt=1").await.0, @r#"
+    1 2 {"eval_loss":7.75,"learning_rate":0.1,"train_loss":7.5}
+    1 3 {"train_loss":6.0}
+    "#);
+    // More points than steps: every step as it is.
+    assert_eq!(points("?points=9").await, points("").await);
+    assert_snapshot!(app.get(&format!("/training/jobs/{job}/metrics?points=2&limit=3")).await.problem(), @"422 INVALID: points: is the whole curve; leave out `limit` and `after_step`");
 }
 
 #[tokio::test]

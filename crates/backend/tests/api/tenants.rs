@@ -168,6 +168,8 @@ pub const CALLS: &[(&str, &str, Body)] = &[
 /// Rows by SQL of what only trainers and background tasks make, as `hone_system`. `{user}`, `{job}`, `{marker}` and so
 /// on are filled in; every `{uuid}` is a new id.
 const FILL: &str = "
+    -- First, as the backend does: it may be starting the job.
+    SELECT FROM training_jobs WHERE id = '{job}' FOR UPDATE;
     INSERT INTO job_attempts (job_id, attempt, user_id, epoch, runtime) VALUES ('{job}', 1, '{user}', 1, '{\"name\": \"{marker}\"}')
         ON CONFLICT DO NOTHING;
     INSERT INTO metrics_points (job_id, attempt, step, name, user_id, epoch, value, at)
@@ -182,8 +184,8 @@ const FILL: &str = "
     INSERT INTO mlflow_runs (job_id, user_id, run_id) VALUES ('{job}', '{user}', '{marker}');
     INSERT INTO notifications (id, user_id, kind, title) VALUES ('{notification}', '{user}', 'training.job.failed', '{marker}');
     INSERT INTO webhook_endpoints (id, user_id, url, secret) VALUES ('{endpoint}', '{user}', 'https://{marker}.example.org', 'x');
-    INSERT INTO webhook_deliveries (id, user_id, endpoint_id, event_type, payload)
-        VALUES ('{delivery}', '{user}', '{endpoint}', 'test', '{\"text\": \"{marker}\"}');
+    INSERT INTO webhook_deliveries (id, user_id, endpoint_id, event_type, payload, status)
+        VALUES ('{delivery}', '{user}', '{endpoint}', 'test', '{\"text\": \"{marker}\"}', 'delivered');
     INSERT INTO deployments (id, user_id, version_id, target) VALUES ('{uuid}', '{user}', '{version}', 'hf_space');
 ";
 

@@ -181,7 +181,6 @@ async fn the_rules_of_the_steps_say_what_is_missing_and_what_is_unusual() {
     config.training.warmup_ratio: must be at least 0 and below 1, not 2
     ");
     assert_snapshot!(of(with("/config", json!({"method": "dpo"}))).await, @"config.method: `dpo` needs preference pairs, and this dataset has none");
-    assert_snapshot!(of(with("/config", json!("sft"))).await, @"config: must be a mapping of keys to values");
     assert_snapshot!(of(with("/deploy", json!({"target": "hf_space"}))).await, @r"
     deploy.gpu_config: is required for a Space: choose its hardware
     deploy.space_name: is required for a Space: `owner/name`

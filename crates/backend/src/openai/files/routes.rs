@@ -27,9 +27,9 @@ pub struct FileForm {
     file: Vec<u8>,
     #[schema(example = "fine-tune")]
     purpose: String,
-    #[schema(rename = "expires_after[anchor]", example = "created_at")]
+    #[schema(rename = "expires_after[anchor]", example = "created_at", pattern = "^created_at$")]
     anchor: Option<String>,
-    #[schema(rename = "expires_after[seconds]", example = 86_400)]
+    #[schema(rename = "expires_after[seconds]", example = 86_400, minimum = 3600, maximum = 2592000)]
     seconds: Option<u32>,
 }
 
@@ -48,7 +48,7 @@ pub async fn create_file(
 
 /// Files, newest first.
 #[utoipa::path(tag = "openai", context_path = "/v1",
-    params(("after" = Option<String>, Query), ("limit" = Option<u16>, Query), ("order" = Option<String>, Query),
+    params(("after" = Option<String>, Query), ("limit" = Option<u16>, Query, minimum = 1, maximum = 10000), ("order" = Option<String>, Query, pattern = "^(asc|desc)$"),
         ("purpose" = Option<String>, Query)),
     responses((status = 200, body = List<FileObject>)))]
 #[get("/files")]

@@ -30,14 +30,14 @@ const CHECKPOINTS: usize = 3;
 const CHECKPOINT_EVERY: u64 = 50;
 
 /// `"auto"`, or a number.
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize, utoipa::ToSchema)]
 #[serde(untagged, expecting = "must be 'auto' or a number")]
 enum Wish<T> {
     Auto(Auto),
     Number(T),
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 enum Auto {
     Auto,
@@ -53,7 +53,8 @@ impl<T> Wish<T> {
 }
 
 /// `hyperparameters` of a request.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Deserialize, utoipa::ToSchema)]
+#[schema(as = FineTuningHyperparametersWish)]
 #[serde(deny_unknown_fields)]
 pub struct HyperparametersWish {
     n_epochs: Option<Wish<u64>>,
@@ -63,17 +64,20 @@ pub struct HyperparametersWish {
 }
 
 /// `method` of a request.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, utoipa::ToSchema)]
+#[schema(as = FineTuningMethodWish)]
 #[serde(deny_unknown_fields)]
 pub struct MethodWish {
     #[serde(rename = "type")]
+    #[schema(pattern = "^(supervised|dpo)$")]
     kind: String,
     supervised: Option<BodyWish>,
     dpo: Option<BodyWish>,
     reinforcement: Option<Value>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Deserialize, utoipa::ToSchema)]
+#[schema(as = FineTuningMethodBodyWish)]
 #[serde(deny_unknown_fields)]
 struct BodyWish {
     hyperparameters: Option<HyperparametersWish>,

@@ -26,6 +26,8 @@ type Job = Result<web::Json<FineTuningJob>>;
 
 /// Body of `POST /v1/fine_tuning/jobs`.
 #[derive(Debug, ToSchema)]
+#[schema(example = json!({"model": "hone-tiny", "training_file": "file-01a1fff2b9eb75fe959949c036aff37c", "suffix": "support",
+    "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 3}}}}))]
 #[expect(dead_code, reason = "describes the body in the OpenAPI document; it is read with a better error")]
 pub struct CreateFineTuningJob {
     /// A base model, optionally `name@revision`.
@@ -33,11 +35,12 @@ pub struct CreateFineTuningJob {
     training_file: String,
     validation_file: Option<String>,
     /// `{"type": "supervised" | "dpo", "<type>": {"hyperparameters": {…}}}`
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<super::method::MethodWish>)]
     method: Option<Value>,
     /// The older place of the hyperparameters.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<super::method::HyperparametersWish>)]
     hyperparameters: Option<Value>,
+    #[schema(min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9._-]+$")]
     suffix: Option<String>,
     seed: Option<u32>,
     metadata: Option<BTreeMap<String, String>>,
@@ -45,7 +48,7 @@ pub struct CreateFineTuningJob {
 
 /// Create a fine-tuning job. The client's own retry, and a repeated `Idempotency-Key`, give the first reply.
 #[utoipa::path(tag = "openai", context_path = "/v1", request_body = CreateFineTuningJob,
-    params(("Idempotency-Key" = Option<String>, Header)), responses((status = 200, body = FineTuningJob)))]
+    params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 200, pattern = "^[!-~]+$")), responses((status = 200, body = FineTuningJob)))]
 #[post("/fine_tuning/jobs")]
 pub async fn create_fine_tuning_job(
     state: State,
@@ -64,7 +67,7 @@ pub async fn create_fine_tuning_job(
 
 /// Fine-tuning jobs, newest first.
 #[utoipa::path(tag = "openai", context_path = "/v1",
-    params(("after" = Option<String>, Query), ("limit" = Option<u16>, Query),
+    params(("after" = Option<String>, Query), ("limit" = Option<u16>, Query, minimum = 1, maximum = 100),
         ("metadata[key]" = Option<String>, Query, description = "Only jobs with this pair in their metadata")),
     responses((status = 200, body = List<FineTuningJob>)))]
 #[get("/fine_tuning/jobs")]
@@ -110,7 +113,7 @@ pub async fn resume_fine_tuning_job(state: State, user: AuthUser, id: web::Path<
 
 /// The log of a job, newest first.
 #[utoipa::path(tag = "openai", context_path = "/v1",
-    params(("id" = String, Path), ("after" = Option<String>, Query), ("limit" = Option<u16>, Query)),
+    params(("id" = String, Path), ("after" = Option<String>, Query), ("limit" = Option<u16>, Query, minimum = 1, maximum = 1000)),
     responses((status = 200, body = List<JobEvent>)))]
 #[get("/fine_tuning/jobs/{id}/events")]
 pub async fn list_fine_tuning_events(
@@ -124,7 +127,7 @@ pub async fn list_fine_tuning_events(
 
 /// Checkpoints that are kept, newest first.
 #[utoipa::path(tag = "openai", context_path = "/v1",
-    params(("id" = String, Path), ("after" = Option<String>, Query), ("limit" = Option<u16>, Query)),
+    params(("id" = String, Path), ("after" = Option<String>, Query), ("limit" = Option<u16>, Query, minimum = 1, maximum = 100)),
     responses((status = 200, body = List<Checkpoint>)))]
 #[get("/fine_tuning/jobs/{id}/checkpoints")]
 pub async fn list_fine_tuning_checkpoints(

@@ -67,11 +67,13 @@ pub struct UploadedPart {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateUpload {
+    #[schema(minimum = 1)]
     bytes: u64,
+    #[schema(min_length = 1, max_length = 255, pattern = r"^[^\x00-\x1f\x7f-\x9f]+$")]
     filename: String,
     /// Any; rows are recognised by their content.
     mime_type: String,
-    #[schema(example = "fine-tune")]
+    #[schema(example = "fine-tune", pattern = "^fine-tune$")]
     purpose: String,
     expires_after: Option<ExpiresAfter>,
 }
@@ -79,8 +81,9 @@ pub struct CreateUpload {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ExpiresAfter {
-    #[schema(example = "created_at")]
+    #[schema(example = "created_at", pattern = "^created_at$")]
     anchor: String,
+    #[schema(minimum = 3600, maximum = 2592000)]
     seconds: i64,
 }
 

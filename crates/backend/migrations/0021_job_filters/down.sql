@@ -1,0 +1,1 @@
+DROP INDEX training_jobs_state_idx;
