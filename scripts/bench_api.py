@@ -32,7 +32,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 METRICS = ["train_loss", "learning_rate", "grad_norm", "tokens_per_second"]
 LARGE, LARGE_STEPS = 1000, 5_000
 HUGE, HUGE_STEPS = 20, 50_000
-STATES = "ARRAY['succeeded','succeeded','succeeded','succeeded','succeeded','failed','failed','cancelled','paused']"
+STATES = "ARRAY['succeeded','succeeded','succeeded','succeeded','succeeded','succeeded','failed','failed','cancelled']"
 
 
 def progress(text):

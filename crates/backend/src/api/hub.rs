@@ -43,6 +43,7 @@ pub async fn search_models(
 #[into_params(parameter_in = Query)]
 pub struct PopularQuery {
     /// Models, 1 to 100; 20 when absent.
+    #[param(minimum = 1, maximum = 100)]
     limit: Option<u16>,
 }
 

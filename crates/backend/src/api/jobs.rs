@@ -29,7 +29,7 @@ use wire::{
 type State = web::Data<AppState>;
 
 /// Create a training job. With an `Idempotency-Key` header, repeating the request gives the first reply.
-#[utoipa::path(tag = "jobs", params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 200, pattern = "^[!-~]+$")),
+#[utoipa::path(tag = "jobs", params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 200, pattern = "^[!-~]([ -~]*[!-~])?$")),
     responses((status = 201, body = CreatedJob)))]
 #[post("/training/jobs")]
 pub async fn create_job(

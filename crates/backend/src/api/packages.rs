@@ -26,7 +26,7 @@ use wire::{
 type State = web::Data<AppState>;
 
 /// Create a package. With an `Idempotency-Key` header, repeating the request gives the first reply.
-#[utoipa::path(tag = "packages", params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 200, pattern = "^[!-~]+$")),
+#[utoipa::path(tag = "packages", params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 200, pattern = "^[!-~]([ -~]*[!-~])?$")),
     responses((status = 201, body = PackageView)))]
 #[post("/api/training/packages")]
 pub async fn create_package(

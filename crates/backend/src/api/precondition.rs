@@ -12,7 +12,9 @@ use wire::{package::VersionView, problem::Code};
 /// `Idempotency-Key`, bound to the operation and the body.
 pub fn idempotency_key<B: Serialize>(req: &HttpRequest, scope: &str, body: &B) -> Result<Option<IdempotencyKey>> {
     let Some(value) = req.headers().get("idempotency-key") else { return Ok(None) };
-    let key = value.to_str().map_err(|_| Error::refused(Code::Invalid, "Idempotency-Key: must be ASCII"))?;
+    let printable = |text: &&str| text.bytes().all(|b| matches!(b, b' '..=b'~'));
+    let key = value.to_str().ok().filter(printable);
+    let key = key.ok_or_else(|| Error::refused(Code::Invalid, "Idempotency-Key: must be printable ASCII"))?;
     IdempotencyKey::new(key, scope, body).map(Some)
 }
 

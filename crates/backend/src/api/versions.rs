@@ -33,7 +33,7 @@ use wire::{
 type State = web::Data<AppState>;
 
 /// Create a draft. With an `Idempotency-Key` header, repeating the request gives the first reply.
-#[utoipa::path(tag = "versions", params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 200, pattern = "^[!-~]+$")),
+#[utoipa::path(tag = "versions", params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 200, pattern = "^[!-~]([ -~]*[!-~])?$")),
     responses((status = 201, body = VersionView)))]
 #[post("/api/training/versions")]
 pub async fn create_version(
@@ -182,7 +182,7 @@ pub async fn archive_version(state: State, user: AuthUser, id: web::Path<Version
 }
 
 /// Make a new draft with the content of a published or archived version, which becomes its parent.
-#[utoipa::path(tag = "versions", params(("id" = VersionId, Path), ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 200, pattern = "^[!-~]+$")),
+#[utoipa::path(tag = "versions", params(("id" = VersionId, Path), ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 200, pattern = "^[!-~]([ -~]*[!-~])?$")),
     request_body = Option<Summary>, responses((status = 201, body = VersionView)))]
 #[post("/api/training/versions/{id}/restore")]
 pub async fn restore_version(
@@ -200,7 +200,7 @@ pub async fn restore_version(
 }
 
 /// Fork a published or archived version into a draft of its package, of another one, or of a new one.
-#[utoipa::path(tag = "versions", params(("id" = VersionId, Path), ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 200, pattern = "^[!-~]+$")),
+#[utoipa::path(tag = "versions", params(("id" = VersionId, Path), ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 200, pattern = "^[!-~]([ -~]*[!-~])?$")),
     request_body = Option<ForkVersion>, responses((status = 201, body = VersionView)))]
 #[post("/api/training/versions/{id}/fork")]
 pub async fn fork_version(
@@ -217,7 +217,7 @@ pub async fn fork_version(
 }
 
 /// Train a published version.
-#[utoipa::path(tag = "versions", params(("id" = VersionId, Path), ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 200, pattern = "^[!-~]+$")),
+#[utoipa::path(tag = "versions", params(("id" = VersionId, Path), ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 200, pattern = "^[!-~]([ -~]*[!-~])?$")),
     request_body = Option<LaunchVersion>, responses((status = 201, body = JobView)))]
 #[post("/api/training/versions/{id}/launch")]
 pub async fn launch_version(

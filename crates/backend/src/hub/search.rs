@@ -92,6 +92,7 @@ pub struct SearchQuery {
     /// `trending` when absent.
     pub sort: Option<HubSort>,
     /// Models per page, 1 to 100; 20 when absent.
+    #[param(minimum = 1, maximum = 100)]
     pub limit: Option<u16>,
     /// `next_cursor` of the page before.
     pub cursor: Option<String>,

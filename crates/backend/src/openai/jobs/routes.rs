@@ -48,7 +48,7 @@ pub struct CreateFineTuningJob {
 
 /// Create a fine-tuning job. The client's own retry, and a repeated `Idempotency-Key`, give the first reply.
 #[utoipa::path(tag = "openai", context_path = "/v1", request_body = CreateFineTuningJob,
-    params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 200, pattern = "^[!-~]+$")), responses((status = 200, body = FineTuningJob)))]
+    params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 200, pattern = "^[!-~]([ -~]*[!-~])?$")), responses((status = 200, body = FineTuningJob)))]
 #[post("/fine_tuning/jobs")]
 pub async fn create_fine_tuning_job(
     state: State,
