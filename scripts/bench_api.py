@@ -43,7 +43,7 @@ class Hone:
     def __init__(self, bin_dir, data):
         self.program, self.data = bin_dir / "hone", data
         self.env = os.environ | {
-            "HONE_DATA_DIR": str(data), "RATE_LIMIT_PER_MINUTE": "0", "AUTH_FAILURES_PER_MINUTE": "0", "MAX_UNFINISHED_JOBS": "100", "HEARTBEAT_SECONDS": "5",
+            "HONE_DATA_DIR": str(data), "RATE_LIMIT_PER_MINUTE": "0", "AUTH_FAILURES_PER_MINUTE": "0", "MAX_UNFINISHED_JOBS": "1000", "HEARTBEAT_SECONDS": "5",
         }  # fmt: skip
 
     def __enter__(self):
@@ -267,7 +267,7 @@ def main():
     with Hone(options.bin_dir.resolve(), options.data.resolve()) as hone:
         fill(hone, options.jobs, options.points)
         held = hone.sql("SELECT (SELECT reltuples::bigint FROM pg_class WHERE relname = 'training_jobs') || ' ' || "
-                        "(SELECT sum(reltuples)::bigint FROM pg_class WHERE relname ~ '^metrics_points_[0-9o]')")  # fmt: skip
+                        "(SELECT sum(reltuples)::bigint FROM pg_class WHERE relname ~ '^metrics_points_[0-9o]' AND relkind = 'r')")  # fmt: skip
         fsync = hone.sql("SHOW fsync")
         version = hone.sql("SHOW server_version").split()[0]
         rows = reads(hone, options.jobs, options.requests)

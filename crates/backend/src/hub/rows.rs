@@ -128,7 +128,7 @@ impl Pull {
     pub async fn list(conn: &mut Conn, query: &PageQuery) -> Result<Vec<Self>> {
         let mut rows = pulls::table.into_boxed();
         if let Some((at, id)) = query.after::<Uuid>()? {
-            rows = rows.filter(pulls::created_at.lt(at).or(pulls::created_at.eq(at).and(pulls::id.lt(id))));
+            rows = rows.filter(pulls::created_at.le(at).and(pulls::created_at.lt(at).or(pulls::id.lt(id))));
         }
         let rows = rows.order((pulls::created_at.desc(), pulls::id.desc())).limit(query.limit()? + 1);
         Ok(rows.select(Self::as_select()).load(conn).await?)

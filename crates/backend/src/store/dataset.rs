@@ -167,7 +167,7 @@ impl Dataset {
     pub async fn list(conn: &mut Conn, query: &PageQuery) -> Result<Vec<Self>> {
         let mut rows = datasets::table.filter(datasets::deleted_at.is_null()).into_boxed();
         if let Some((at, id)) = query.after::<Uuid>()? {
-            rows = rows.filter(datasets::created_at.lt(at).or(datasets::created_at.eq(at).and(datasets::id.lt(id))));
+            rows = rows.filter(datasets::created_at.le(at).and(datasets::created_at.lt(at).or(datasets::id.lt(id))));
         }
         let rows = rows.order((datasets::created_at.desc(), datasets::id.desc())).limit(query.limit()? + 1);
         Ok(rows.select(Self::as_select()).load(conn).await?)

@@ -199,7 +199,7 @@ impl Job {
             rows = rows.filter(jobs::state.eq(state.as_str()));
         }
         if let Some((at, id)) = query.after::<Uuid>()? {
-            rows = rows.filter(jobs::created_at.lt(at).or(jobs::created_at.eq(at).and(jobs::id.lt(id))));
+            rows = rows.filter(jobs::created_at.le(at).and(jobs::created_at.lt(at).or(jobs::id.lt(id))));
         }
         let rows = rows.order((jobs::created_at.desc(), jobs::id.desc())).limit(query.limit()? + 1);
         Ok(rows.select(Self::as_select()).load(conn).await?)

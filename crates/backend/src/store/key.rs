@@ -87,7 +87,7 @@ impl Key {
     pub async fn list(conn: &mut Conn, query: &PageQuery) -> Result<Vec<Self>> {
         let mut rows = keys::table.select(Self::as_select()).into_boxed();
         if let Some((at, id)) = query.after::<Uuid>()? {
-            rows = rows.filter(keys::created_at.lt(at).or(keys::created_at.eq(at).and(keys::id.lt(id))));
+            rows = rows.filter(keys::created_at.le(at).and(keys::created_at.lt(at).or(keys::id.lt(id))));
         }
         let rows = rows.order((keys::created_at.desc(), keys::id.desc())).limit(query.limit()? + 1);
         Ok(rows.load(conn).await?)

@@ -93,28 +93,28 @@ macro_rules! sorted {
             $crate::store::page::Sort::Newest => {
                 if let Some((at, id)) = after {
                     $rows =
-                        $rows.filter($table::created_at.lt(at).or($table::created_at.eq(at).and($table::id.lt(id))));
+                        $rows.filter($table::created_at.le(at).and($table::created_at.lt(at).or($table::id.lt(id))));
                 }
                 $rows = $rows.order(($table::created_at.desc(), $table::id.desc()));
             }
             $crate::store::page::Sort::Oldest => {
                 if let Some((at, id)) = after {
                     $rows =
-                        $rows.filter($table::created_at.gt(at).or($table::created_at.eq(at).and($table::id.gt(id))));
+                        $rows.filter($table::created_at.ge(at).and($table::created_at.gt(at).or($table::id.gt(id))));
                 }
                 $rows = $rows.order(($table::created_at.asc(), $table::id.asc()));
             }
             $crate::store::page::Sort::LastChanged => {
                 if let Some((at, id)) = after {
                     $rows =
-                        $rows.filter($table::updated_at.lt(at).or($table::updated_at.eq(at).and($table::id.lt(id))));
+                        $rows.filter($table::updated_at.le(at).and($table::updated_at.lt(at).or($table::id.lt(id))));
                 }
                 $rows = $rows.order(($table::updated_at.desc(), $table::id.desc()));
             }
             $crate::store::page::Sort::FirstChanged => {
                 if let Some((at, id)) = after {
                     $rows =
-                        $rows.filter($table::updated_at.gt(at).or($table::updated_at.eq(at).and($table::id.gt(id))));
+                        $rows.filter($table::updated_at.ge(at).and($table::updated_at.gt(at).or($table::id.gt(id))));
                 }
                 $rows = $rows.order(($table::updated_at.asc(), $table::id.asc()));
             }

@@ -146,7 +146,7 @@ impl User {
     pub async fn list(conn: &mut Conn, query: &PageQuery) -> Result<Vec<Self>> {
         let mut rows = users::table.filter(users::deleted_at.is_null()).select(Self::as_select()).into_boxed();
         if let Some((at, id)) = query.after::<Uuid>()? {
-            rows = rows.filter(users::created_at.lt(at).or(users::created_at.eq(at).and(users::id.lt(id))));
+            rows = rows.filter(users::created_at.le(at).and(users::created_at.lt(at).or(users::id.lt(id))));
         }
         let rows = rows.order((users::created_at.desc(), users::id.desc())).limit(query.limit()? + 1);
         Ok(rows.load(conn).await?)

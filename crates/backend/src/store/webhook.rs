@@ -95,7 +95,7 @@ impl Webhook {
     pub async fn list(conn: &mut Conn, query: &PageQuery) -> Result<Vec<Self>> {
         let mut rows = endpoints::table.filter(endpoints::deleted_at.is_null()).into_boxed();
         if let Some((at, id)) = query.after::<Uuid>()? {
-            rows = rows.filter(endpoints::created_at.lt(at).or(endpoints::created_at.eq(at).and(endpoints::id.lt(id))));
+            rows = rows.filter(endpoints::created_at.le(at).and(endpoints::created_at.lt(at).or(endpoints::id.lt(id))));
         }
         let rows = rows.order((endpoints::created_at.desc(), endpoints::id.desc())).limit(query.limit()? + 1);
         Ok(rows.select(Self::as_select()).load(conn).await?)
