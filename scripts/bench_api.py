@@ -113,12 +113,12 @@ def fill(hone, jobs, points):
             SELECT i, first + length * (i / {jobs}.0) AS at FROM generate_series(0, {jobs} - 1) i, span
         )
         INSERT INTO training_jobs
-        SELECT (jsonb_populate_record(t, jsonb_build_object(
+        SELECT job.* FROM made, training_jobs t, LATERAL jsonb_populate_record(t, jsonb_build_object(
             'id', (lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0') || '7' || lpad(to_hex(i & 4095), 3, '0')
                 || '8' || substr(md5(i::text), 1, 15))::uuid,
             'name', 'job-' || i, 'state', ({STATES})[1 + i % 9], 'created_at', at, 'started_at', at,
-            'finished_at', at + interval '1 hour', 'updated_at', at))).*
-        FROM made, training_jobs t WHERE t.id = '{template}';
+            'finished_at', at + interval '1 hour', 'updated_at', at)) job
+        WHERE t.id = '{template}';
         UPDATE training_jobs SET state = 'running' WHERE name IN ('job-77', 'job-{jobs // 2}');
     """)
     hone.sql("VACUUM ANALYZE training_jobs")

@@ -1,4 +1,4 @@
-# Shared by the scripts that run other people's clients against Hone. Sourced, from the top of the checkout.
+# Shared by the scripts that run other people's clients and servers against Hone. Sourced, from the top of the checkout.
 # shellcheck shell=bash
 
 clients=$PWD/target/clients

@@ -9,24 +9,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-say() { printf '\n== %s\n' "$*" >&2; }
-
-install_missing() {
-  local missing=() pair
-  for pair in ceph-mon:ceph-mon ceph-osd:ceph-osd radosgw:radosgw radosgw-admin:radosgw ceph:ceph-common curl:curl; do
-    command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
-  done
-  [ ${#missing[@]} -eq 0 ] && return
-  if [ "$(id -u)" -ne 0 ]; then
-    echo "these packages are missing: ${missing[*]}; install them or run this script as root" >&2
-    exit 1
-  fi
-  say "installing ${missing[*]}"
-  export DEBIAN_FRONTEND=noninteractive
-  timeout 120 apt-get -qq update
-  # No services: this script starts its own daemons.
-  timeout 600 apt-get -qq install -y --no-install-recommends "${missing[@]}" >/dev/null
-}
+. scripts/lib.sh
 
 free_ports() {
   python3 -c '
@@ -78,7 +61,9 @@ await() {
   done
 }
 
-install_missing
+# No services of theirs: this script starts its own daemons.
+need_packages 'command -v ceph-mon' ceph-mon 'command -v ceph-osd' ceph-osd 'command -v radosgw' radosgw \
+  'command -v radosgw-admin' radosgw 'command -v ceph' ceph-common 'command -v curl' curl
 
 # By target and not by package: the workspace's features are compiled already.
 tests=(--workspace)

@@ -125,7 +125,7 @@ impl Model {
             let (name, revision) = (name.to_owned(), revision.to_owned());
             let same_name = models::name.eq(name.clone()).and(models::revision.lt(revision));
             let same_time = models::created_at.eq(at).and(models::name.lt(name).or(same_name));
-            rows = rows.filter(models::created_at.lt(at).or(same_time));
+            rows = rows.filter(models::created_at.le(at)).filter(models::created_at.lt(at).or(same_time));
         }
         let order = (models::created_at.desc(), models::name.desc(), models::revision.desc());
         Ok(rows.order(order).limit(query.limit()? + 1).select(Self::as_select()).load(conn).await?)

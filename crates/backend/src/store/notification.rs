@@ -59,7 +59,7 @@ impl Notification {
         }
         if let Some((at, id)) = query.after::<Uuid>()? {
             let older = notifications::created_at.eq(at).and(notifications::id.lt(id));
-            rows = rows.filter(notifications::created_at.lt(at).or(older));
+            rows = rows.filter(notifications::created_at.le(at)).filter(notifications::created_at.lt(at).or(older));
         }
         let rows = rows.order((notifications::created_at.desc(), notifications::id.desc()));
         Ok(rows.limit(query.limit()? + 1).select(Self::as_select()).load(conn).await?)

@@ -1,4 +1,7 @@
 //! Cursor pages: newest first, stable while rows are added.
+//!
+//! "Behind the cursor" is written `at <= X AND (at < X OR id < Y)`: the first part is what an index is entered by. With
+//! `at < X OR (at = X AND id < Y)` Postgres reads every row before the page.
 
 use crate::error::{Error, Result};
 use chrono::{DateTime, Utc};

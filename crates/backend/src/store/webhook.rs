@@ -186,7 +186,7 @@ impl Delivery {
         }
         if let Some((at, id)) = query.after::<Uuid>()? {
             let older = deliveries::created_at.eq(at).and(deliveries::id.lt(id));
-            rows = rows.filter(deliveries::created_at.lt(at).or(older));
+            rows = rows.filter(deliveries::created_at.le(at)).filter(deliveries::created_at.lt(at).or(older));
         }
         let rows = rows.order((deliveries::created_at.desc(), deliveries::id.desc())).limit(query.limit()? + 1);
         Ok(rows.select(Self::as_select()).load(conn).await?)

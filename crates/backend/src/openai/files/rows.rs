@@ -121,9 +121,9 @@ impl FileRow {
         if let Some((at, id)) = list.after {
             let same = files::created_at.eq(at);
             rows = if list.oldest_first {
-                rows.filter(files::created_at.gt(at).or(same.and(files::id.gt(id))))
+                rows.filter(files::created_at.ge(at)).filter(files::created_at.gt(at).or(same.and(files::id.gt(id))))
             } else {
-                rows.filter(files::created_at.lt(at).or(same.and(files::id.lt(id))))
+                rows.filter(files::created_at.le(at)).filter(files::created_at.lt(at).or(same.and(files::id.lt(id))))
             };
         }
         let rows = if list.oldest_first {

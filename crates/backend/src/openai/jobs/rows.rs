@@ -90,7 +90,7 @@ impl Record {
         }
         if let Some((at, id)) = after {
             let same = extras::created_at.eq(at).and(extras::job_id.lt(id));
-            rows = rows.filter(extras::created_at.lt(at).or(same));
+            rows = rows.filter(extras::created_at.le(at)).filter(extras::created_at.lt(at).or(same));
         }
         let rows = rows.order((extras::created_at.desc(), extras::job_id.desc())).limit(limit + 1);
         let rows: Vec<Columns> = rows.load(conn).await?;
