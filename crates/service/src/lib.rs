@@ -3,6 +3,7 @@
 pub mod client;
 pub mod env;
 pub mod error;
+pub mod failpoint;
 pub mod memory;
 pub mod outgoing;
 pub mod server;

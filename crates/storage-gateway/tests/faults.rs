@@ -7,7 +7,8 @@ mod support;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 use std::time::Duration;
-use support::{MIB, TestGateway, noise, proxy::Proxy, sha256};
+use support::{MIB, TestGateway, noise, sha256};
+use testkit::fault::{Fault, Proxy, Rule, Target};
 
 /// A gateway whose embedded store another one uses from outside, through a proxy.
 struct Pair {
@@ -21,11 +22,11 @@ impl Pair {
         let inner = TestGateway::with(&[("S3_ENDPOINT", "")]).await;
         let signed = inner.post("/sign", &json!({ "method": "GET", "key": "jobs/a" })).await.json();
         let url = url::Url::parse(signed["url"].as_str().unwrap()).unwrap();
-        let proxy = Proxy::start(url.authority().to_owned()).await;
+        let proxy = Proxy::http(Target::Tcp(url.authority().to_owned()), 1).await.unwrap();
         let keys = std::fs::read(inner.data_dir().join("s3-credentials.json")).unwrap();
         let keys: Value = serde_json::from_slice(&keys).unwrap();
         let outer = TestGateway::with(&[
-            ("S3_ENDPOINT", &format!("http://{}", proxy.address)),
+            ("S3_ENDPOINT", &proxy.url()),
             ("AWS_ACCESS_KEY_ID", keys["access_key"].as_str().unwrap()),
             ("AWS_SECRET_ACCESS_KEY", keys["secret_key"].as_str().unwrap()),
         ])
@@ -39,10 +40,10 @@ async fn a_connection_that_breaks_while_reading_is_picked_up_where_it_broke() {
     let pair = Pair::start().await;
     let (key, data) = (pair.outer.model_key("a"), noise(12 * MIB));
     pair.outer.put(&key, data.clone()).await.expect(StatusCode::OK);
-    pair.proxy.cut_answers(3);
+    pair.proxy.rules([Rule::new(Fault::CutReply(1 << 20)).times(3)]);
     let verify = json!({ "files": [{ "key": key, "size": data.len(), "sha256": sha256(&data) }] });
     pair.outer.post("/verify", &verify).await.expect(StatusCode::OK);
-    assert_eq!(pair.proxy.cuts_left(), 0);
+    assert_eq!(pair.proxy.injected("cut_reply"), 3);
     let metrics = String::from_utf8(pair.outer.get("/metrics").await.body).unwrap();
     assert!(metrics.contains("store_retries_total{op=\"resume read\"} 3"), "{metrics}");
 }
@@ -52,7 +53,7 @@ async fn a_download_cut_short_is_an_error_and_not_a_short_file() {
     let pair = Pair::start().await;
     let key = pair.outer.model_key("a");
     pair.outer.put(&key, noise(12 * MIB)).await.expect(StatusCode::OK);
-    pair.proxy.cut_answers(1);
+    pair.proxy.rules([Rule::new(Fault::CutReply(1 << 20)).times(1)]);
     let reply = pair.outer.request(reqwest::Method::GET, &support::object_path(&key)).send().await.unwrap();
     assert_eq!(reply.status(), StatusCode::OK);
     assert!(reply.bytes().await.is_err());

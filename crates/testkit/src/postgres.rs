@@ -5,7 +5,7 @@
 //! on a pipe held by it stops the server and removes the files.
 
 use anyhow::{Context, Result, ensure};
-use cli::postgres::{Binaries, Cluster, DATABASE, Durability, Lifetime, Settings};
+use cli::postgres::{Binaries, Cluster, DATABASE, Durability, Lifetime, Settings, USER};
 use nix::unistd::geteuid;
 use service::{Env, ExposeSecret};
 use std::{
@@ -89,6 +89,19 @@ impl Postgres {
     #[must_use]
     pub fn url(&self, name: &str) -> String {
         self.settings.url(name).expose_secret().to_owned()
+    }
+
+    /// The socket it listens on, for a [`crate::fault::Proxy`] before it.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.settings.socket_dir.join(".s.PGSQL.5432")
+    }
+
+    /// `url` of one of its databases as reached over TCP at `address`, where a proxy to [`Self::socket`] listens.
+    pub fn through(&self, url: &str, address: std::net::SocketAddr) -> Result<String> {
+        let database = url.split('?').next().and_then(|url| url.rsplit('/').next());
+        let database = database.context("a URL of a database of this cluster")?;
+        Ok(format!("postgres://{USER}@{address}/{database}"))
     }
 
     /// Kills the server as a power failure would, without any cleaning up.

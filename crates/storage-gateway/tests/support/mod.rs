@@ -3,8 +3,6 @@
 
 #![expect(dead_code, reason = "every test file uses its own part of this")]
 
-pub mod proxy;
-
 use reqwest::{Method, StatusCode, header::HeaderMap};
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};

@@ -22,7 +22,10 @@ use diesel::{
     sql_types::{BigInt, Bool},
 };
 use diesel_async::RunQueryDsl;
-use service::token::{Grant, JobGrant};
+use service::{
+    fail_point,
+    token::{Grant, JobGrant},
+};
 use std::time::Duration;
 use wire::{
     JobId, JobSpec, JobState,
@@ -80,9 +83,13 @@ impl Reconciler {
                 ))
                 .execute(conn)
                 .await?;
+            fail_point!("dispatch.before_commit");
             Ok(Some((JobId(id), moved)))
         });
         let dispatched = dispatched.await?;
+        if dispatched.is_some() {
+            fail_point!("dispatch.after_commit");
+        }
         if let Some((job, moved)) = &dispatched {
             tracing::info!(job.id = %job, "dispatched attempt {}", moved.attempt);
         }
@@ -99,6 +106,7 @@ impl Reconciler {
         let change = change.guarded(guard.0, guard.1).no_lease();
         let moved = self.state.db.system(async move |conn| change.apply(conn, job).await).await?;
         if moved.is_some() {
+            fail_point!("requeue.after_commit");
             self.hints.all();
         }
         Ok(Next::Rest)
@@ -109,6 +117,7 @@ impl Reconciler {
         let spec = self.launch_spec(at).await?;
         match self.launcher.launch(&spec).await {
             Ok(()) => {
+                fail_point!("launch.after_start");
                 tracing::info!(job.id = %at.job.id, "launched attempt {}", at.job.attempt);
                 Ok(Next::Rest)
             }
@@ -186,6 +195,7 @@ impl Reconciler {
             Ok(true)
         });
         if fenced.await? {
+            fail_point!("fence.after_commit");
             tracing::warn!(job.id = %job, "fenced attempt {attempt}: {}", failure.message);
             metrics::counter!("training_attempts_fenced_total").increment(1);
         }
@@ -249,6 +259,7 @@ impl Reconciler {
         let body = serde_json::to_vec(&Manifest { files, step: None })?;
         let key = format!("{}{}", layout::job_prefix(at.job.user(), at.job.id()), layout::MANIFEST);
         self.state.gateway.put_bytes(&key, body.into()).await?;
+        fail_point!("verify.after_manifest");
         Ok(())
     }
 
@@ -260,6 +271,7 @@ impl Reconciler {
         let work = async move |conn: &mut Conn| settle(conn, &before, seq, settlement, alerts).await;
         let moved = self.state.db.system(work).await?;
         let Some(moved) = moved else { return Ok(Next::Again) };
+        fail_point!("settle.after_commit");
         moved.count();
         match told {
             Some(failure) => {
@@ -311,6 +323,7 @@ async fn settle(
         .one_more_attempt(OneMore::from(settlement.refund))
         .apply(conn, before.id())
         .await?;
+    fail_point!("settle.before_commit");
     // A trainer outside Hone may keep what it made.
     if moved.is_some() && settlement.to == JobState::Succeeded && !files.is_empty() {
         Artifact::record(conn, before.user(), before.id(), before.attempt, &files).await?;

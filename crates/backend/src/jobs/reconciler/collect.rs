@@ -10,7 +10,7 @@ use crate::{
     },
 };
 use futures::StreamExt;
-use service::{ClientError, token::JobGrant};
+use service::{ClientError, fail_point, token::JobGrant};
 use wire::{event::MAX_BATCH_BYTES, layout, problem::Code};
 
 /// Objects per listing.
@@ -36,6 +36,7 @@ impl Reconciler {
                     Ok(stored) => tracing::info!(job.id = %job, key = %object.key, "took {stored} events from storage"),
                     Err(reason) => self.bury_object(&grant, &object.key, &body, reason?).await?,
                 }
+                fail_point!("collect.after_ingest");
                 self.state.gateway.delete(&object.key).await?;
             }
         }
