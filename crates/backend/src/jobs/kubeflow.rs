@@ -3,7 +3,7 @@
 
 use super::{
     ingest::{
-        apply, authorise,
+        Identity, Submission, apply, authorise,
         parse::{Batch, Received},
     },
     policy::Policy,
@@ -94,7 +94,8 @@ async fn receive(conn: &mut Conn, grant: JobGrant, status: TrainerStatus, policy
     // There is one trainer per token, and its reports do not name it.
     let instance = InstanceId(grant.job.0);
     let batch = Batch { job: grant.job, attempt: grant.attempt, instance, events, rejected: Vec::new() };
-    Ok(apply::apply(conn, batch, grant.epoch, policy).await?.moved)
+    let submission = Submission { whose: Identity::of(&grant), batch };
+    Ok(apply::apply(conn, &submission, policy).await?.moved)
 }
 
 /// Within a day of now: the time is the trainer's, and the database has limits.

@@ -26,6 +26,7 @@ pub mod verdict;
 use crate::{AppState, config::TrainingMode};
 use actix_web::web;
 use anyhow::Context;
+use ingest::commit::{self, Committer};
 use launcher::{
     Launcher,
     http::Http,
@@ -60,6 +61,7 @@ pub fn launcher(mode: &TrainingMode) -> anyhow::Result<Arc<dyn Launcher>> {
 pub struct Jobs {
     policy: Policy,
     hub: Arc<Hub>,
+    committer: Committer,
     tasks: JoinSet<()>,
 }
 
@@ -68,17 +70,21 @@ impl Jobs {
     pub fn start(state: &AppState, stop: &CancellationToken) -> anyhow::Result<Self> {
         let (policy, launcher) = (state.config.policy, Arc::clone(&state.launcher));
         let (hub, hints) = (Arc::new(Hub::new(policy.slow_client)), Arc::new(Hints::default()));
+        let (committer, submissions) = Committer::new();
         let mut tasks = JoinSet::new();
+        tasks.spawn(commit::run(state.db.clone(), policy, submissions, stop.clone()));
         tasks.spawn(hub::listen(state.db.clone(), Arc::clone(&hub), Arc::clone(&hints), stop.clone()));
         tasks.spawn(Reconciler::new(state.clone(), policy, launcher, hints).run(stop.clone()));
-        Ok(Self { policy, hub, tasks })
+        Ok(Self { policy, hub, committer, tasks })
     }
 
     /// The routes of the machinery, for every HTTP worker.
     pub fn routes(&self) -> impl Fn(&mut web::ServiceConfig) + Clone + Send + 'static {
         let (policy, hub) = (web::Data::new(self.policy), web::Data::from(Arc::clone(&self.hub)));
+        let committer = web::Data::new(self.committer.clone());
         move |config| {
-            config.app_data(policy.clone()).app_data(hub.clone()).configure(routes::configure);
+            config.app_data(policy.clone()).app_data(hub.clone()).app_data(committer.clone());
+            config.configure(routes::configure);
         }
     }
 

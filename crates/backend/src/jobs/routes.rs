@@ -2,6 +2,7 @@
 
 use super::{
     control::{self, Wish},
+    ingest::commit::Committer,
     policy::Policy,
     stream::{self, hub::Hub, job_state, logs, sse, ws},
 };
@@ -25,7 +26,7 @@ type State = web::Data<AppState>;
 type Rules = web::Data<Policy>;
 type View = Result<web::Json<JobView>>;
 
-/// Everything below shares a [`Hub`] and a [`Policy`].
+/// Everything below shares a [`Hub`], a [`Policy`] and a [`Committer`].
 pub fn configure(config: &mut web::ServiceConfig) {
     config
         .service(start_job)
@@ -113,9 +114,9 @@ pub async fn report_events(
     id: web::Path<JobId>,
     payload: web::Payload,
     state: State,
-    policy: Rules,
+    committer: web::Data<Committer>,
 ) -> Result<HttpResponse> {
-    let reply = super::ingest::callback(&req, *id, payload, &state, &policy).await?;
+    let reply = super::ingest::callback(&req, *id, payload, &state, &committer).await?;
     Ok(HttpResponse::Ok().json(reply))
 }
 

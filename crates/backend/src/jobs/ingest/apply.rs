@@ -1,9 +1,13 @@
-//! Applying a batch: one transaction, whatever way the batch came (callback or object in storage).
+//! Applying submissions: one transaction for a group of them, whatever way they came (callback or object in storage).
 //!
-//! The job's row is locked first, so batches of one job are applied one after the other and the ids of their
+//! The jobs' rows are locked first, so batches of one job are applied one after the other and the ids of their
 //! events ascend in the order they become visible.
 
-use super::parse::{Batch, Received, Rejected};
+use super::{
+    Submission, bury,
+    parse::{Received, Rejected},
+    rows::{self, Attempt, Contact, Held, Job, Reached},
+};
 use crate::{
     costs::{budget::Spending, ledger},
     db::Conn,
@@ -12,8 +16,7 @@ use crate::{
         effect::{Effect, effect},
         policy::Policy,
         progress,
-        rows::{AttemptRow, JobRow},
-        state::can,
+        state::{can, has_runtime},
         transition::{Change, Moved},
         verdict::Outcome,
     },
@@ -22,11 +25,12 @@ use crate::{
 use diesel::{
     dsl::sql,
     prelude::*,
-    sql_types::{Array, BigInt, Binary, Bool, Double, Integer, Jsonb, Nullable, Text, Timestamptz, Uuid as SqlUuid},
+    sql_types::{Nullable, Timestamptz, Uuid as SqlUuid},
 };
 use diesel_async::RunQueryDsl;
 use std::collections::{HashMap, HashSet};
-use wire::{CallbackReply, Directive, Event, EventKind, JobState, event::StreamBody, job::Progress, problem::Code};
+use uuid::Uuid;
+use wire::{CallbackReply, Directive, Event, JobState, event::StreamBody, job::Progress, problem::Code};
 
 /// Stored events looked at in one batch to close a gap; the rest follows with the next one.
 const CATCH_UP: i64 = 2000;
@@ -45,69 +49,155 @@ pub struct Applied {
     pub moved: Vec<Moved>,
 }
 
-/// Applies `batch`, which was sent with a token for `epoch`.
-pub async fn apply(conn: &mut Conn, batch: Batch, epoch: i64, policy: &Policy) -> Result<Applied> {
-    let stale = |why: &str| Error::refused(Code::StaleAttempt, format!("{why}; stop"));
-    let job = JobRow::lock(conn, batch.job).await?.ok_or_else(|| stale("this job no longer exists"))?;
-    if job.attempt() != batch.attempt || job.epoch != epoch {
-        let why = format!("attempt {} is over: the job is at attempt {}", batch.attempt, job.attempt);
-        return Err(stale(&why));
+/// What became of a submission in its group's transaction.
+#[derive(Debug)]
+pub enum Fate {
+    Applied(Applied),
+    /// Nothing of it was stored.
+    Refused(Error),
+    /// Another transaction has the job's row, or there is none.
+    LeftOut,
+}
+
+/// Applies one submission, waiting for the job's row if need be.
+pub async fn apply(conn: &mut Conn, submission: &Submission, policy: &Policy) -> Result<Applied> {
+    match apply_group(conn, &[submission], policy, Held::Wait).await?.pop() {
+        Some(Fate::Applied(applied)) => Ok(applied),
+        Some(Fate::Refused(error)) => Err(error),
+        Some(Fate::LeftOut) | None => Err(stale("this job no longer exists")),
     }
-    let attempt = AttemptRow::find(conn, batch.job, job.attempt).await?;
-    let attempt = attempt.ok_or_else(|| stale("this attempt was never dispatched"))?;
-    let mut ingest = Ingest {
-        state: job.state()?,
-        progress: job.progress(),
-        last_seq: attempt.last_seq,
-        rejected: batch.rejected.clone(),
-        moved: Vec::new(),
-        job,
-        attempt,
-        policy,
-        charge: false,
-    };
-    ingest.claim(conn, batch.instance.0).await?;
-    let gap_before = ingest.has_gap(conn, &batch.events).await?;
-    let new = ingest.store(conn, batch.events).await?;
-    ingest.store_metrics(conn, &new).await?;
-    let stored = new.len();
-    let ready = if gap_before { ingest.waiting(conn).await? } else { new.into_iter().map(|e| e.event).collect() };
-    let gap = ingest.advance(conn, ready).await?;
-    let spending = ingest.watch_budget(conn).await?;
-    ingest.save(conn).await?;
-    let acked_seq = unsigned(ingest.last_seq);
-    let reply = CallbackReply {
-        directive: ingest.directive(),
-        acked_seq,
-        resend_from: gap.then(|| acked_seq.saturating_add(1)),
-        pause_in_ms: spending.map(|s| millis(s.pause_in())),
-    };
-    Ok(Applied { reply, rejected: ingest.rejected, stored, moved: ingest.moved })
+}
+
+/// Applies `group`, in which every job occurs at most once. One fate each, in order.
+pub async fn apply_group(conn: &mut Conn, group: &[&Submission], policy: &Policy, held: Held) -> Result<Vec<Fate>> {
+    let ids: Vec<Uuid> = group.iter().map(|s| s.whose.job.0).collect();
+    let jobs = rows::lock(conn, &ids, held).await?;
+    let mut attempts = rows::attempts(conn, &jobs).await?;
+    let mut admitted = Vec::with_capacity(group.len());
+    for submission in group {
+        let Some(job) = jobs.get(&submission.whose.job.0) else {
+            admitted.push(Err(Fate::LeftOut));
+            continue;
+        };
+        let attempt = attempts.remove(&job.id);
+        let ingest = match Ingest::new(submission, job, attempt, policy) {
+            Ok(mut ingest) => ingest.claim(conn).await.map(|()| ingest),
+            Err(refusal) => Err(refusal),
+        };
+        admitted.push(match ingest {
+            Ok(ingest) => Ok(ingest),
+            Err(refusal @ Error::Refused(_)) => Err(Fate::Refused(refusal)),
+            Err(error) => return Err(error),
+        });
+    }
+    let mut open: Vec<&mut Ingest<'_>> = admitted.iter_mut().filter_map(|a| a.as_mut().ok()).collect();
+    work(conn, &mut open, policy).await?;
+    service::fail_point!("ingest.before_commit");
+    Ok(admitted.into_iter().map(|a| a.map_or_else(|fate| fate, |ingest| Fate::Applied(ingest.finish()))).collect())
+}
+
+async fn work(conn: &mut Conn, open: &mut [&mut Ingest<'_>], policy: &Policy) -> Result<()> {
+    let submissions: Vec<&Submission> = open.iter().map(|i| i.submission).collect();
+    let stored = rows::store(conn, &submissions).await?;
+    let mut new = Vec::with_capacity(open.len());
+    for ingest in open.iter_mut() {
+        new.push((ingest.submission, ingest.tell_apart(conn, &stored).await?));
+    }
+    rows::store_metrics(conn, &new).await?;
+    for (ingest, (_, events)) in open.iter_mut().zip(&new) {
+        ingest.stored = events.len();
+        if ingest.attempt.gap && !ingest.submission.batch.events.is_empty() {
+            let waiting = ingest.waiting(conn).await?;
+            ingest.advance(conn, waiting.iter()).await?;
+        } else {
+            ingest.advance(conn, events.iter().map(|e| &e.event)).await?;
+        }
+        ingest.spending = ingest.watch_budget(conn).await?;
+    }
+    let reached: Vec<Reached> = open.iter().filter_map(|i| i.reached()).collect();
+    rows::save_attempts(conn, &reached).await?;
+    let contacts = open.iter().map(|i| i.contact()).collect::<Result<_>>()?;
+    let due = rows::save_contacts(conn, contacts, policy.lease, CHARGE_SECONDS).await?;
+    for ingest in open.iter() {
+        if ingest.charge || due.contains(&ingest.job.id) {
+            ledger::charge(conn, ingest.job.id(), ingest.job.attempt, policy.alerts).await?;
+        }
+        bury(conn, ingest.submission.whose, &ingest.rejected).await?;
+    }
+    Ok(())
+}
+
+fn stale(why: &str) -> Error {
+    Error::refused(Code::StaleAttempt, format!("{why}; stop"))
 }
 
 struct Ingest<'a> {
-    job: JobRow,
-    attempt: AttemptRow,
+    submission: &'a Submission,
+    job: &'a Job,
+    attempt: Attempt,
     state: JobState,
+    before: Progress,
     progress: Progress,
     /// Every event up to here is applied.
     last_seq: i64,
     policy: &'a Policy,
     rejected: Vec<Rejected>,
     moved: Vec<Moved>,
+    stored: usize,
+    /// An event is missing before others that are stored.
+    gap: bool,
+    spending: Option<Spending>,
     /// What the attempt costs is to be written down now.
     charge: bool,
 }
 
-impl Ingest<'_> {
+impl<'a> Ingest<'a> {
+    fn new(submission: &'a Submission, job: &'a Job, attempt: Option<Attempt>, policy: &'a Policy) -> Result<Self> {
+        let whose = submission.whose;
+        if job.attempt != whose.attempt || job.epoch != whose.epoch {
+            let why = format!("attempt {} is over: the job is at attempt {}", whose.attempt, job.attempt);
+            return Err(stale(&why));
+        }
+        let attempt = attempt.ok_or_else(|| stale("this attempt was never dispatched"))?;
+        // `{}` until a trainer reports.
+        let before: Progress = serde_json::from_value(job.progress.clone()).unwrap_or_default();
+        Ok(Self {
+            state: job.state.parse().map_err(Error::defect)?,
+            progress: before.clone(),
+            before,
+            last_seq: attempt.last_seq,
+            rejected: submission.batch.rejected.clone(),
+            moved: Vec::new(),
+            stored: 0,
+            gap: false,
+            spending: None,
+            charge: false,
+            submission,
+            job,
+            attempt,
+            policy,
+        })
+    }
+
+    fn finish(self) -> Applied {
+        let acked_seq = unsigned(self.last_seq);
+        let reply = CallbackReply {
+            directive: self.directive(),
+            acked_seq,
+            resend_from: self.gap.then(|| acked_seq.saturating_add(1)),
+            pause_in_ms: self.spending.map(|s| millis(s.pause_in())),
+        };
+        Applied { reply, rejected: self.rejected, stored: self.stored, moved: self.moved }
+    }
+
     /// The first instance that reports owns the attempt.
-    async fn claim(&mut self, conn: &mut Conn, instance: uuid::Uuid) -> Result<()> {
-        let refused = |why: &str| Err(Error::refused(Code::StaleAttempt, format!("{why}; stop")));
+    async fn claim(&mut self, conn: &mut Conn) -> Result<()> {
+        let (instance, refused) = (self.submission.batch.instance.0, |why| Err(stale(why)));
         match self.attempt.instance_id {
             Some(owner) if owner == instance => return Ok(()),
             Some(_) => return refused("another instance of the trainer runs this attempt"),
             None if self.attempt.outcome.is_some() => return refused("this attempt is over"),
-            None if !crate::jobs::state::has_runtime(self.state) => return refused("this attempt is over"),
+            None if !has_runtime(self.state) => return refused("this attempt is over"),
             None => {}
         }
         diesel::update(job_attempts::table.find((self.job.id, self.job.attempt)))
@@ -131,115 +221,40 @@ impl Ingest<'_> {
         Ok(())
     }
 
-    /// Whether stored events already wait for a missing one.
-    async fn has_gap(&self, conn: &mut Conn, events: &[Received]) -> Result<bool> {
-        if events.is_empty() {
-            return Ok(false);
-        }
-        let waiting = self.after_last_seq().select(job_events::id);
-        Ok(diesel::select(diesel::dsl::exists(waiting)).get_result(conn).await?)
-    }
-
-    fn after_last_seq(&self) -> job_events::BoxedQuery<'static, diesel::pg::Pg> {
-        job_events::table
-            .filter(job_events::job_id.eq(self.job.id))
-            .filter(job_events::attempt.eq(self.job.attempt))
-            .filter(job_events::seq.gt(self.last_seq))
-            .into_boxed()
-    }
-
-    /// Stores what is new and returns it. The same identity with other content is refused.
-    async fn store(&mut self, conn: &mut Conn, events: Vec<Received>) -> Result<Vec<Received>> {
-        if events.is_empty() {
-            return Ok(events);
-        }
-        #[derive(QueryableByName)]
-        struct Inserted {
-            #[diesel(sql_type = BigInt)]
-            seq: i64,
-        }
-        let inserted: Vec<Inserted> = diesel::sql_query(
-            "INSERT INTO job_events (job_id, user_id, attempt, seq, body_hash, body)
-             SELECT $1, $2, $3, e.seq, e.hash, e.body
-             FROM unnest($4::bigint[], $5::bytea[], $6::jsonb[]) AS e(seq, hash, body) ORDER BY e.seq
-             ON CONFLICT (job_id, attempt, seq) DO NOTHING RETURNING seq",
-        )
-        .bind::<SqlUuid, _>(self.job.id)
-        .bind::<SqlUuid, _>(self.job.user_id)
-        .bind::<Integer, _>(self.job.attempt)
-        .bind::<Array<BigInt>, _>(events.iter().map(|e| e.seq).collect::<Vec<_>>())
-        .bind::<Array<Binary>, _>(events.iter().map(|e| &e.hash).collect::<Vec<_>>())
-        .bind::<Array<Jsonb>, _>(events.iter().map(|e| &e.body).collect::<Vec<_>>())
-        .load(conn)
-        .await?;
-        let inserted: HashSet<i64> = inserted.into_iter().map(|i| i.seq).collect();
-        let (new, known): (Vec<_>, Vec<_>) = events.into_iter().partition(|e| inserted.contains(&e.seq));
-        self.compare(conn, known).await?;
-        Ok(new)
-    }
-
-    async fn compare(&mut self, conn: &mut Conn, known: Vec<Received>) -> Result<()> {
+    /// The submitted events that are among the `stored` ones. Of the others, those with other content than what was
+    /// stored before are refused.
+    async fn tell_apart(&mut self, conn: &mut Conn, stored: &HashSet<(Uuid, i64)>) -> Result<Vec<&'a Received>> {
+        let (submission, job) = (self.submission, self.job.id);
+        let (new, known): (Vec<_>, Vec<_>) =
+            submission.batch.events.iter().partition(|e| stored.contains(&(job, e.seq)));
         if known.is_empty() {
-            return Ok(());
+            return Ok(new);
         }
         let seqs: Vec<i64> = known.iter().map(|e| e.seq).collect();
-        let stored: Vec<(Option<i64>, Option<Vec<u8>>)> = job_events::table
-            .filter(job_events::job_id.eq(self.job.id))
+        let before: Vec<(Option<i64>, Option<Vec<u8>>)> = job_events::table
+            .filter(job_events::job_id.eq(job))
             .filter(job_events::attempt.eq(self.job.attempt))
             .filter(job_events::seq.eq_any(seqs))
             .select((job_events::seq, job_events::body_hash))
             .load(conn)
             .await?;
-        let stored: HashMap<i64, Vec<u8>> = stored.into_iter().filter_map(|(seq, hash)| Some((seq?, hash?))).collect();
-        for event in known.into_iter().filter(|e| stored.get(&e.seq) != Some(&e.hash)) {
+        let before: HashMap<i64, Vec<u8>> = before.into_iter().filter_map(|(seq, hash)| Some((seq?, hash?))).collect();
+        for event in known.into_iter().filter(|e| before.get(&e.seq) != Some(&e.hash)) {
             let reason = "an event with this seq and other content was stored before".to_owned();
-            self.rejected.push(Rejected { seq: Some(event.seq), reason, body: event.body });
+            self.rejected.push(Rejected { seq: Some(event.seq), reason, body: event.body.clone() });
         }
-        Ok(())
-    }
-
-    async fn store_metrics(&self, conn: &mut Conn, new: &[Received]) -> Result<()> {
-        let (mut steps, mut names, mut epochs, mut values) = (vec![], vec![], vec![], vec![]);
-        let (mut times, mut seqs) = (vec![], vec![]);
-        for Received { seq, event, .. } in new {
-            let EventKind::Metrics { step, epoch, values: all } = &event.kind else { continue };
-            for (name, value) in all {
-                // The parser checked the range.
-                steps.push(i64::try_from(*step).unwrap_or(i64::MAX));
-                names.push(name.as_str());
-                epochs.push(*epoch);
-                values.push(*value);
-                times.push(event.at);
-                seqs.push(*seq);
-            }
-        }
-        if steps.is_empty() {
-            return Ok(());
-        }
-        diesel::sql_query(
-            "INSERT INTO metrics_points (job_id, attempt, user_id, step, name, epoch, value, at, seq)
-             SELECT $1, $2, $3, m.step, m.name, m.epoch, m.value, m.at, m.seq
-             FROM unnest($4::bigint[], $5::text[], $6::float8[], $7::float8[], $8::timestamptz[], $9::bigint[])
-                 AS m(step, name, epoch, value, at, seq)
-             ON CONFLICT DO NOTHING",
-        )
-        .bind::<SqlUuid, _>(self.job.id)
-        .bind::<Integer, _>(self.job.attempt)
-        .bind::<SqlUuid, _>(self.job.user_id)
-        .bind::<Array<BigInt>, _>(steps)
-        .bind::<Array<Text>, _>(names)
-        .bind::<Array<Double>, _>(epochs)
-        .bind::<Array<Double>, _>(values)
-        .bind::<Array<Timestamptz>, _>(times)
-        .bind::<Array<BigInt>, _>(seqs)
-        .execute(conn)
-        .await?;
-        Ok(())
+        Ok(new)
     }
 
     /// Stored events after the last applied one, in order.
     async fn waiting(&self, conn: &mut Conn) -> Result<Vec<Event>> {
-        let rows = self.after_last_seq().order(job_events::seq).limit(CATCH_UP).select(job_events::body);
+        let rows = job_events::table
+            .filter(job_events::job_id.eq(self.job.id))
+            .filter(job_events::attempt.eq(self.job.attempt))
+            .filter(job_events::seq.gt(self.last_seq))
+            .order(job_events::seq)
+            .limit(CATCH_UP)
+            .select(job_events::body);
         let bodies: Vec<serde_json::Value> = rows.load(conn).await?;
         let mut events = Vec::with_capacity(bodies.len());
         for body in bodies {
@@ -250,24 +265,25 @@ impl Ingest<'_> {
         Ok(events)
     }
 
-    /// Applies `events` (ascending) as far as they follow without a gap; whether one was left waiting.
-    async fn advance(&mut self, conn: &mut Conn, events: Vec<Event>) -> Result<bool> {
+    /// Applies `events` (ascending) as far as they follow without a gap.
+    async fn advance(&mut self, conn: &mut Conn, events: impl Iterator<Item = &Event>) -> Result<()> {
         for event in events {
             let seq = i64::try_from(event.seq).unwrap_or(i64::MAX);
             if seq <= self.last_seq {
                 continue;
             }
             if seq != self.last_seq.saturating_add(1) {
-                return Ok(true);
+                self.gap = true;
+                return Ok(());
             }
             self.last_seq = seq;
             if self.state.is_terminal() {
                 continue;
             }
             progress::fold(&mut self.progress, &event.kind);
-            self.take_effect(conn, &event).await?;
+            self.take_effect(conn, event).await?;
         }
-        Ok(false)
+        Ok(())
     }
 
     async fn take_effect(&mut self, conn: &mut Conn, event: &Event) -> Result<()> {
@@ -320,7 +336,7 @@ impl Ingest<'_> {
     /// Lets the job pause when its budget asks for it. What a running attempt has left, for the trainer.
     async fn watch_budget(&mut self, conn: &mut Conn) -> Result<Option<Spending>> {
         let paused_itself = self.attempt.outcome.as_deref() == Some(Outcome::Paused.as_str());
-        if self.job.budget_limit.is_none()
+        if !self.job.has_budget
             || self.job.is_external()
             || self.state != JobState::Running
             || (self.attempt.outcome.is_some() && !paused_itself)
@@ -338,48 +354,22 @@ impl Ingest<'_> {
         Ok(Some(spending))
     }
 
-    async fn save(&mut self, conn: &mut Conn) -> Result<()> {
-        if self.last_seq != self.attempt.last_seq {
-            diesel::update(job_attempts::table.find((self.job.id, self.job.attempt)))
-                .set((
-                    job_attempts::last_seq.eq(self.last_seq),
-                    job_attempts::checkpoint_step.eq(self.attempt.checkpoint_step),
-                    job_attempts::checkpoint_prefix.eq(self.attempt.checkpoint_prefix.as_deref()),
-                ))
-                .execute(conn)
-                .await?;
-        }
-        let changed = self.progress != self.job.progress();
+    fn reached(&self) -> Option<Reached> {
+        (self.last_seq != self.attempt.last_seq).then(|| Reached {
+            job: self.job.id,
+            attempt: self.job.attempt,
+            last_seq: self.last_seq,
+            checkpoint_step: self.attempt.checkpoint_step,
+            checkpoint_prefix: self.attempt.checkpoint_prefix.clone(),
+        })
+    }
+
+    fn contact(&self) -> Result<Contact> {
+        let changed = self.progress != self.before;
         let progress = if changed { Some(serde_json::to_value(&self.progress)?) } else { None };
         // After its last word a trainer only has to exit: nothing extends its lease any more.
         let live = matches!(self.state, JobState::Running | JobState::Pausing) && self.attempt.outcome.is_none();
-        #[derive(QueryableByName)]
-        struct Saved {
-            #[diesel(sql_type = Bool)]
-            charge: bool,
-        }
-        let saved: Saved = diesel::sql_query(
-            "UPDATE training_jobs j SET
-                 progress = coalesce($2, progress),
-                 last_contact_at = clock_timestamp(),
-                 lease_expires_at = CASE WHEN $3 THEN clock_timestamp() + make_interval(secs => $4)
-                     ELSE lease_expires_at END
-             FROM (SELECT last_contact_at AS at FROM training_jobs WHERE id = $1) before
-             WHERE id = $1
-             RETURNING floor(extract(epoch FROM before.at) / $5) IS DISTINCT FROM
-                 floor(extract(epoch FROM j.last_contact_at) / $5) AS charge",
-        )
-        .bind::<SqlUuid, _>(self.job.id)
-        .bind::<Nullable<Jsonb>, _>(progress)
-        .bind::<Bool, _>(live)
-        .bind::<Double, _>(self.policy.lease.as_secs_f64())
-        .bind::<Double, _>(CHARGE_SECONDS)
-        .get_result(conn)
-        .await?;
-        if self.charge || saved.charge {
-            ledger::charge(conn, self.job.id(), self.job.attempt, self.policy.alerts).await?;
-        }
-        Ok(())
+        Ok(Contact { job: self.job.id, progress, live })
     }
 
     fn directive(&self) -> Directive {

@@ -4,7 +4,9 @@
 //! over changes nothing; what cannot be applied is kept as a dead letter and does not hold up the rest.
 
 pub mod apply;
+pub mod commit;
 pub mod parse;
+mod rows;
 
 use super::{news, policy::Policy};
 use crate::{
@@ -15,6 +17,7 @@ use crate::{
 use actix_web::{HttpRequest, web};
 use apply::Applied;
 use bytes::BytesMut;
+use commit::Committer;
 use diesel::sql_types::{BigInt, Integer, Jsonb, Nullable, Text, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
 use futures::StreamExt;
@@ -42,12 +45,12 @@ pub async fn callback(
     job: JobId,
     payload: web::Payload,
     state: &AppState,
-    policy: &Policy,
+    committer: &Committer,
 ) -> Result<CallbackReply> {
     let started = Instant::now();
     let grant = authorise(req, job, state)?;
     let result = match read(payload).await {
-        Ok(body) => receive(&state.db, &grant, &body, policy).await,
+        Ok(body) => receive(&state.db, &grant, &body, committer).await,
         Err(Unread { seen, reason }) => Err(refuse_body(&state.db, &grant, &seen, reason).await?),
     };
     let outcome = if result.is_ok() { "accepted" } else { "refused" };
@@ -90,7 +93,7 @@ async fn read(mut payload: web::Payload) -> Result<Vec<u8>, Unread> {
     result.map(|()| seen.clone()).map_err(|reason| Unread { seen, reason })
 }
 
-async fn receive(db: &Db, grant: &JobGrant, body: &[u8], policy: &Policy) -> Result<CallbackReply> {
+async fn receive(db: &Db, grant: &JobGrant, body: &[u8], committer: &Committer) -> Result<CallbackReply> {
     let prefix = layout::attempt_prefix(grant.user, grant.job, grant.attempt);
     let batch = match parse::batch(body, &prefix) {
         Ok(batch) => batch,
@@ -99,23 +102,28 @@ async fn receive(db: &Db, grant: &JobGrant, body: &[u8], policy: &Policy) -> Res
     if batch.job != grant.job || batch.attempt != grant.attempt {
         return Err(Error::refused(Code::Forbidden, "the batch names another job or attempt than its token"));
     }
-    let applied = ingest(db, grant, batch, policy).await?;
+    let applied = committer.submit(Submission { whose: Identity::of(grant), batch }).await?;
     if applied.rejected.is_empty() { Ok(applied.reply) } else { Err(refusal(&applied.rejected)) }
 }
 
-/// Applies a batch and keeps what was rejected. Returns after COMMIT.
-pub async fn ingest(db: &Db, grant: &JobGrant, batch: parse::Batch, policy: &Policy) -> Result<Applied> {
-    let (identity, policy) = (Identity::of(grant), *policy);
-    let applied = db
-        .system(async move |conn| {
-            let applied = apply::apply(conn, batch, identity.epoch, &policy).await?;
-            bury(conn, identity, &applied.rejected).await?;
-            Ok(applied)
-        })
-        .await?;
+/// Applies a submission in a transaction of its own. Returns after COMMIT.
+pub async fn ingest(db: &Db, submission: &Submission, policy: &Policy) -> Result<Applied> {
+    let applied = db.system(async move |conn| apply::apply(conn, submission, policy).await).await?;
+    count(&applied);
+    Ok(applied)
+}
+
+/// What was committed becomes visible in the metrics.
+fn count(applied: &Applied) {
     metrics::counter!("job_events_ingested_total").increment(u64::try_from(applied.stored).unwrap_or(0));
     applied.moved.iter().for_each(super::transition::Moved::count);
-    Ok(applied)
+}
+
+/// A batch of events and who sent it.
+#[derive(Debug)]
+pub struct Submission {
+    pub whose: Identity,
+    pub batch: parse::Batch,
 }
 
 /// Whose events.

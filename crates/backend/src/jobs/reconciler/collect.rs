@@ -5,7 +5,7 @@ use crate::{
     error::Result,
     jobs::{
         decide::Observed,
-        ingest::{self, Identity, parse},
+        ingest::{self, Identity, Submission, parse},
         rows::Situation,
     },
 };
@@ -50,7 +50,8 @@ impl Reconciler {
         if batch.job != grant.job || batch.attempt != grant.attempt {
             return Err(Ok("the object names another job or attempt than its key".into()));
         }
-        match ingest::ingest(&self.state.db, grant, batch, &self.policy).await {
+        let submission = Submission { whose: Identity::of(grant), batch };
+        match ingest::ingest(&self.state.db, &submission, &self.policy).await {
             Ok(applied) => Ok(applied.stored),
             Err(error) if error.code() == Some(Code::StaleAttempt) => Err(Ok(error.to_string())),
             Err(error) => Err(Err(error)),

@@ -1,16 +1,17 @@
 //! One LISTEN connection for the whole process, fanned out by job.
 
+use super::tail::Tail;
 use crate::{db::Db, jobs::reconciler::Hints};
 use futures::{StreamExt, stream};
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 use tokio::sync::watch;
 use tokio_postgres::{AsyncMessage, NoTls};
 use tokio_util::sync::CancellationToken;
-use wire::JobId;
+use wire::{JobId, UserId};
 
 /// State changes of jobs.
 const JOBS: &str = "hone_jobs";
@@ -26,12 +27,13 @@ const PROBE: Duration = Duration::from_secs(30);
 pub struct Hub {
     slow_client: Duration,
     jobs: Mutex<HashMap<JobId, watch::Sender<()>>>,
+    tails: Mutex<HashMap<(UserId, JobId), Weak<Tail>>>,
 }
 
 impl Hub {
     #[must_use]
     pub fn new(slow_client: Duration) -> Self {
-        Self { slow_client, jobs: Mutex::default() }
+        Self { slow_client, jobs: Mutex::default(), tails: Mutex::default() }
     }
 
     /// A client that takes nothing for this long is dropped.
@@ -46,6 +48,19 @@ impl Hub {
         let mut jobs = self.jobs();
         jobs.retain(|_, sender| !sender.is_closed());
         jobs.entry(job).or_insert_with(|| watch::Sender::new(())).subscribe()
+    }
+
+    /// What all who watch this job share. `user` may see it.
+    #[must_use]
+    pub fn tail(self: &Arc<Self>, db: &Db, user: UserId, job: JobId) -> Arc<Tail> {
+        let mut tails = self.tails.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(tail) = tails.get(&(user, job)).and_then(Weak::upgrade) {
+            return tail;
+        }
+        tails.retain(|_, tail| tail.strong_count() > 0);
+        let tail = Tail::start(db.clone(), Arc::clone(self), user, job);
+        tails.insert((user, job), Arc::downgrade(&tail));
+        tail
     }
 
     fn wake(&self, job: JobId) {

@@ -1,12 +1,14 @@
 //! A job's event log as a live stream: what is stored first, then what comes, each message once, in order.
 //!
 //! A client names the last id it has (`?after=`, `Last-Event-ID`) and gets everything after it, so a broken
-//! connection costs nothing. Readers pull pages from the log; notifications only say that there is more. So
-//! a stream holds at most one page, and a slow client slows nobody but itself, and not for long.
+//! connection costs nothing. Clients read the log in pages until they reach its tail, which is read once for all
+//! of them; notifications only say that there is more. So a stream holds at most one page of its own, and a slow
+//! client slows nobody but itself, and not for long.
 
 pub mod hub;
 pub mod logs;
 pub mod sse;
+pub mod tail;
 pub mod ws;
 
 use crate::{
@@ -19,12 +21,9 @@ use diesel_async::RunQueryDsl;
 use hub::Hub;
 use serde_json::Value;
 use std::{sync::Arc, time::Duration};
+use tail::{After, Line, Tail};
 use tokio::sync::mpsc;
-use wire::{
-    JobId, JobState, UserId,
-    event::{StreamBody, StreamMessage},
-    problem::Code,
-};
+use wire::{JobId, JobState, UserId, event::StreamMessage, problem::Code};
 
 /// Messages read at once.
 const PAGE: i64 = 200;
@@ -36,9 +35,9 @@ const POLL: Duration = Duration::from_secs(5);
 pub const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// What a connection passes on.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Item {
-    Message(Box<StreamMessage>),
+    Message(Arc<Line>),
     /// The job is over and everything was sent.
     End,
 }
@@ -73,84 +72,82 @@ pub async fn job_state(conn: &mut Conn, job: JobId) -> Result<JobState> {
 pub async fn open(db: &Db, hub: Arc<Hub>, user: UserId, job: JobId, after: i64) -> Result<mpsc::Receiver<Item>> {
     db.tenant(user, async move |conn| job_state(conn, job).await).await?;
     let (sender, receiver) = mpsc::channel(BUFFER);
-    let feed = Feed { db: db.clone(), hub, user, job, last: after, sender };
+    let tail = hub.tail(db, user, job);
+    let feed = Feed { db: db.clone(), tail, slow_client: hub.slow_client(), user, job, last: after, sender };
     tokio::spawn(feed.run());
     Ok(receiver)
 }
 
 struct Feed {
     db: Db,
-    hub: Arc<Hub>,
+    tail: Arc<Tail>,
+    slow_client: Duration,
     user: UserId,
     job: JobId,
     last: i64,
     sender: mpsc::Sender<Item>,
 }
 
-/// Whether there is more to come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Flow {
-    Caught,
-    Over,
-}
-
 impl Feed {
     async fn run(mut self) {
-        let mut more = self.hub.subscribe(self.job);
         metrics::gauge!("live_streams").increment(1.0);
-        loop {
-            more.borrow_and_update();
-            match self.catch_up().await {
-                Ok(Flow::Over) => break,
-                Ok(Flow::Caught) => {}
-                // The database is away; the client keeps its connection and misses nothing.
-                Err(error) => {
-                    tracing::debug!(job.id = %self.job, error = %service::error::chain(&error), "cannot read the event log")
-                }
-            }
-            tokio::select! {
-                _ = more.changed() => {}
-                () = tokio::time::sleep(POLL) => {}
-                () = self.sender.closed() => break,
-            }
-        }
+        self.pass_on().await;
         metrics::gauge!("live_streams").decrement(1.0);
     }
 
-    async fn catch_up(&mut self) -> Result<Flow> {
+    /// Until the job or the client is gone.
+    async fn pass_on(&mut self) {
+        let mut more = self.tail.subscribe();
         loop {
-            let (job, after) = (self.job, self.last);
-            let read = async move |conn: &mut Conn| {
-                // The state first: what is stored after it was read cannot make it terminal.
-                let state = job_state(conn, job).await?;
-                Ok((state, page(conn, job, after, PAGE).await?))
-            };
-            let (state, messages) = self.db.tenant(self.user, read).await?;
-            let count = i64::try_from(messages.len()).unwrap_or(PAGE);
-            for message in messages {
-                let last_one = matches!(&message.body, StreamBody::State { state, .. } if state.is_terminal());
-                self.last = message.id;
-                if !self.send(Item::Message(Box::new(message))).await {
-                    return Ok(Flow::Over);
-                }
-                if last_one {
+            more.borrow_and_update();
+            let lines = match self.tail.after(self.last) {
+                After::Lines(lines) => lines,
+                After::Behind => match self.read().await {
+                    Ok(lines) => lines,
+                    // The database is away; the client keeps its connection and misses nothing.
+                    Err(error) => {
+                        tracing::debug!(job.id = %self.job, error = %service::error::chain(&error), "cannot read the event log");
+                        Vec::new()
+                    }
+                },
+                After::Caught { over: true } => {
                     self.send(Item::End).await;
-                    return Ok(Flow::Over);
+                    return;
+                }
+                After::Caught { over: false } => Vec::new(),
+            };
+            let idle = lines.is_empty();
+            for line in lines {
+                let (id, last) = (line.id, line.last);
+                if !self.send(Item::Message(line)).await {
+                    return;
+                }
+                self.last = id;
+                if last {
+                    self.send(Item::End).await;
+                    return;
                 }
             }
-            if count < PAGE {
-                if state.is_terminal() {
-                    self.send(Item::End).await;
-                    return Ok(Flow::Over);
+            if idle {
+                tokio::select! {
+                    _ = more.changed() => {}
+                    () = tokio::time::sleep(POLL) => {}
+                    () = self.sender.closed() => return,
                 }
-                return Ok(Flow::Caught);
             }
         }
+    }
+
+    /// A page of the log.
+    async fn read(&self) -> Result<Vec<Arc<Line>>> {
+        let (job, after) = (self.job, self.last);
+        let messages = self.db.tenant(self.user, async move |conn| page(conn, job, after, PAGE).await).await?;
+        messages.iter().map(|message| Line::new(message).map(Arc::new)).collect()
     }
 
     /// False when the client is gone or too slow; it resumes with the last id it got.
     async fn send(&self, item: Item) -> bool {
-        match tokio::time::timeout(self.hub.slow_client(), self.sender.send(item)).await {
+        match tokio::time::timeout(self.slow_client, self.sender.send(item)).await {
             Ok(sent) => sent.is_ok(),
             Err(_) => {
                 metrics::counter!("slow_streams_dropped_total").increment(1);

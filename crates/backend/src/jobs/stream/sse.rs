@@ -1,12 +1,11 @@
 //! Server-sent events. Every message carries its id, which browsers send back as `Last-Event-ID`.
 
-use super::{Item, KEEP_ALIVE};
+use super::{Item, KEEP_ALIVE, tail::Line};
 use actix_web::HttpResponse;
 use bytes::Bytes;
 use futures::stream;
 use std::{convert::Infallible, time::Duration};
 use tokio::sync::mpsc;
-use wire::event::StreamMessage;
 
 /// What a browser waits before it reconnects.
 const RECONNECT: Duration = Duration::from_secs(2);
@@ -22,7 +21,7 @@ pub fn response(items: mpsc::Receiver<Item>) -> HttpResponse {
             return Some((Ok::<_, Infallible>(first), (items, None, false)));
         }
         let (chunk, ended) = match tokio::time::timeout(KEEP_ALIVE, items.recv()).await {
-            Ok(Some(Item::Message(message))) => (event(&message), false),
+            Ok(Some(Item::Message(line))) => (event(&line), false),
             // Told apart from a broken connection, so that a browser does not come back for more.
             Ok(Some(Item::End)) => (Bytes::from_static(b"event: end\ndata: {}\n\n"), true),
             Ok(None) => return None,
@@ -38,7 +37,6 @@ pub fn response(items: mpsc::Receiver<Item>) -> HttpResponse {
 }
 
 /// JSON has no raw newlines, so one data line is enough.
-fn event(message: &StreamMessage) -> Bytes {
-    let data = serde_json::to_string(message).unwrap_or_default();
-    Bytes::from(format!("id: {}\ndata: {data}\n\n", message.id))
+fn event(line: &Line) -> Bytes {
+    Bytes::from(format!("id: {}\ndata: {}\n\n", line.id, line.text))
 }

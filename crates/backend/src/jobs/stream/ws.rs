@@ -40,10 +40,9 @@ async fn serve(
     let reason = loop {
         let done = tokio::select! {
             item = items.recv() => match item {
-                Some(Item::Message(message)) => {
-                    last = message.id;
-                    let text = serde_json::to_string(&message).unwrap_or_default();
-                    in_time(slow, session.text(text)).await
+                Some(Item::Message(line)) => {
+                    last = line.id;
+                    in_time(slow, session.text(line.text.clone())).await
                 }
                 Some(Item::End) => break close(CloseCode::Normal, "the job is over".into()),
                 None => break resume(last),

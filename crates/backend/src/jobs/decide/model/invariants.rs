@@ -84,8 +84,14 @@ fn reachable(from: JobState, to: JobState) -> bool {
     can(from, to) || (can(from, JobState::Running) && can(JobState::Running, to))
 }
 
+/// `PROPTEST_CASES` asks for more; `make test-faults` does.
+fn config() -> ProptestConfig {
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(2000);
+    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(config())]
 
     #[test]
     fn no_history_breaks_an_invariant_and_every_job_comes_to_rest(
