@@ -1,7 +1,7 @@
 # The targets are what CI runs. PROFILE=dev builds faster and runs slower.
 PROFILE ?= release
 
-.PHONY: help setup demo up test test-resume check bench bench-api bench-callbacks bench-trainer build
+.PHONY: help setup demo up test test-resume check bench bench-api bench-callbacks bench-trainer soak build
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,9 +33,13 @@ bench: setup build ## Measure start-up, memory and latency of the programs
 bench-api: setup build ## Measure the API over 1,000,000 jobs and 50,000,000 points (about 20 minutes, 15 GB of disk)
 	@python3 scripts/bench_api.py target/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE)) --write
 
-bench-callbacks: setup build ## Measure callbacks and live streams under load, and a kill -9 of the backend (about 5 minutes)
+bench-callbacks: setup build ## Measure callbacks and live streams under load, and a kill -9 of the backend (5 minutes)
 	@cargo build --quiet --profile $(PROFILE) --workspace --example load_callbacks --example load_streams
 	@python3 scripts/bench_callbacks.py target/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE)) target/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))/examples --write
+
+soak: setup build ## Kill backend, storage and database at random for 15 minutes while 200 jobs run, and count (half an hour)
+	@cargo build --quiet --profile $(PROFILE) --workspace --example script_trainer
+	@python3 scripts/soak.py target/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE)) target/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))/examples --write
 
 bench-trainer: ## Compare training speed and memory with PyTorch + PEFT (own virtual environment, about 15 minutes)
 	@cargo build --quiet --release --workspace --example bench_step

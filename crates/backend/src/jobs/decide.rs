@@ -4,7 +4,8 @@
 //! and starts over. Every action is idempotent and every change of state is guarded by (state, attempt,
 //! epoch), so it does not matter where a backend dies or how many of them run.
 //!
-//! Invariants (tested over random histories in `decide/model.rs`):
+//! Invariants (tested over random histories in `decide/model.rs`, and over every state of a small world in
+//! `decide/protocol.rs`):
 //! - a job leaves an attempt only when that attempt's runtime is proven gone; so `cancelled`, `paused`,
 //!   `retry_wait` and `queued` have no runtime, and at most one attempt of a job runs;
 //! - `succeeded` follows only from verified artifacts;
@@ -20,6 +21,8 @@ use wire::job::{Failure, FailureCode, JobState};
 
 #[cfg(test)]
 mod model;
+#[cfg(test)]
+mod protocol;
 
 /// A job's row with its current attempt, read in one transaction together with the database's clock.
 #[derive(Debug, Clone)]
