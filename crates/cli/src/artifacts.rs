@@ -49,7 +49,7 @@ async fn download(context: &Context, api: &Api, id: ArtifactId, dir: &Path) -> C
     let files = api.download_artifact(id).await?.files;
     std::fs::create_dir_all(dir).map_err(|e| CliError::file("create the directory", dir, &e))?;
     let bar = context.ui.byte_bar(files.iter().map(|f| f.size).sum(), "downloading");
-    let transferred = download_all(&files, dir, &bar).await?;
+    let transferred = download_all(&files, dir, &bar, async || Ok(api.download_artifact(id).await?.files)).await?;
     bar.finish_and_clear();
     let there = files.len().saturating_sub(transferred);
     context.ui.show(&files, |ui| {

@@ -9,6 +9,11 @@ use crate::{
     up::{datadir, ports},
 };
 use serde::Serialize;
+use service::{
+    ClientError,
+    breaker::{State, View},
+    server::ReadyReply,
+};
 use std::path::Path;
 
 /// Programs that come with `hone`.
@@ -57,6 +62,7 @@ pub async fn doctor(context: &Context) -> CliResult {
         cores(),
         port(context),
         server(context).await,
+        breakers(context).await,
     ];
     let failed = checks.iter().filter(|c| c.verdict == Verdict::Failed).count();
     context.ui.show(&checks, |ui| {
@@ -181,4 +187,28 @@ async fn server(context: &Context) -> Check {
         }
         Err(e) => Check::failed("server", e.message, e.hint),
     }
+}
+
+/// What the server's circuit breakers say about the services it calls.
+async fn breakers(context: &Context) -> Check {
+    const NAME: &str = "services";
+    let Ok(client) = context.client() else { return Check::ok(NAME, "nothing runs") };
+    // Not ready is an answer too.
+    let views: Vec<View> = match client.get::<ReadyReply>("/ready").await {
+        Ok(reply) => reply.breakers,
+        Err(ClientError::Problem { problem, .. }) => {
+            let current = problem.current.and_then(|c| serde_json::from_value(c.get("breakers")?.clone()).ok());
+            match current {
+                Some(views) => views,
+                None => return Check::ok(NAME, "unknown: the server does not tell"),
+            }
+        }
+        Err(_) => return Check::ok(NAME, "unknown: the server does not answer"),
+    };
+    let open: Vec<&str> = views.iter().filter(|v| v.state != State::Closed).map(|v| v.service.as_str()).collect();
+    if open.is_empty() {
+        return Check::ok(NAME, "the server reaches all it calls");
+    }
+    let found = format!("the server has given up calling {} for now", open.join(", "));
+    Check::failed(NAME, found, Some("see `hone status` and the logs of these services".into()))
 }

@@ -216,7 +216,7 @@ async fn artifacts(context: &Context, api: &Api, id: &str, download: Option<&Pat
     };
     std::fs::create_dir_all(dir).map_err(|e| CliError::file("create the directory", dir, &e))?;
     let bar = context.ui.byte_bar(total, "downloading");
-    download_all(&artifacts, dir, &bar).await?;
+    download_all(&artifacts, dir, &bar, async || api.artifacts(job.id).await).await?;
     bar.finish_and_clear();
     context.ui.show(
         &serde_json::json!({"directory": dir, "files": artifacts.iter().map(|a| &a.path).collect::<Vec<_>>()}),

@@ -1,7 +1,7 @@
 //! Large files: parts put straight to storage by signed URLs, and downloads with verified digests.
 
 use crate::error::{CliError, CliResult, Exit};
-use backon::Retryable;
+use backon::{BackoffBuilder, Retryable};
 use futures::{StreamExt, TryStreamExt, stream};
 use indicatif::ProgressBar;
 use service::client::RetryPolicy;
@@ -165,9 +165,14 @@ pub fn sha256_file(path: &Path, bar: &ProgressBar) -> io::Result<String> {
     }
 }
 
-/// Downloads every file below `dir` unless it is there already with the right digest. Returns how many had to
-/// be transferred.
-pub async fn download_all(files: &[ArtifactView], dir: &Path, bar: &ProgressBar) -> CliResult<usize> {
+/// Downloads every file below `dir` unless it is there already with the right digest; one that broke off goes on where
+/// it stopped. `refresh` gives the same files with fresh URLs when those ran out. Returns how many had to be transferred.
+pub async fn download_all(
+    files: &[ArtifactView],
+    dir: &Path,
+    bar: &ProgressBar,
+    refresh: impl AsyncFn() -> CliResult<Vec<ArtifactView>>,
+) -> CliResult<usize> {
     let Some(first) = files.first() else { return Ok(0) };
     let http = http(&first.url)?;
     let mut transferred = 0_usize;
@@ -181,44 +186,110 @@ pub async fn download_all(files: &[ArtifactView], dir: &Path, bar: &ProgressBar)
             bar.inc(file.size);
             continue;
         }
-        let start = bar.position();
-        (|| download(&http, file, &target, bar))
-            .retry(RetryPolicy::BACKGROUND.backoff())
-            .when(TransferError::is_transient)
-            .notify(|_, _| bar.set_position(start))
-            .await?;
+        let mut file = file.clone();
+        let mut download = Download { target: &target, bar, start: bar.position(), arrived: 0 };
+        let mut waits = RetryPolicy::BACKGROUND.backoff().build();
+        let mut refreshed_at = None;
+        loop {
+            let before = download.arrived;
+            let Err(error) = download.go_on(&http, &file).await else { break };
+            let progress = download.arrived > before;
+            if progress {
+                waits = RetryPolicy::BACKGROUND.backoff().build();
+            }
+            // A URL that is refused although it is fresh will stay so.
+            if matches!(error, TransferError::Expired) && (progress || refreshed_at != Some(download.arrived)) {
+                refreshed_at = Some(download.arrived);
+                file = same_file(&file, refresh().await?)?;
+                continue;
+            }
+            let wait = if error.is_transient() { waits.next() } else { None };
+            let Some(wait) = wait else { return Err(error.into()) };
+            tokio::time::sleep(wait).await;
+        }
         transferred = transferred.saturating_add(1);
     }
     Ok(transferred)
 }
 
-async fn download(
-    http: &reqwest::Client,
-    file: &ArtifactView,
-    target: &Path,
-    bar: &ProgressBar,
-) -> Result<(), TransferError> {
-    let partial = PathBuf::from(format!("{}.part", target.display()));
-    let failed = |source| TransferError::File { path: partial.clone(), source };
-    let response = http.get(&file.url).send().await.map_err(TransferError::Network)?;
-    if !response.status().is_success() {
-        return Err(refused(response).await);
+/// `file` with a fresh URL.
+fn same_file(file: &ArtifactView, fresh: Vec<ArtifactView>) -> CliResult<ArtifactView> {
+    let same = fresh.into_iter().find(|f| f.path == file.path && f.sha256 == file.sha256);
+    same.ok_or_else(|| CliError::failed(format!("`{}` is not there any more", file.path)))
+}
+
+/// A file on its way to `{target}.part`; under its own name a file is always whole.
+struct Download<'a> {
+    target: &'a Path,
+    bar: &'a ProgressBar,
+    /// Of the bar.
+    start: u64,
+    /// Most bytes of the file that were there at a time.
+    arrived: u64,
+}
+
+impl Download<'_> {
+    /// One request: takes up what is there already, also from an earlier run.
+    async fn go_on(&mut self, http: &reqwest::Client, file: &ArtifactView) -> Result<(), TransferError> {
+        let partial = PathBuf::from(format!("{}.part", self.target.display()));
+        let failed = |source| TransferError::File { path: partial.clone(), source };
+        let mut options = tokio::fs::OpenOptions::new();
+        let mut out =
+            options.create(true).truncate(false).read(true).write(true).open(&partial).await.map_err(failed)?;
+        if out.metadata().await.map_err(failed)?.len() > file.size {
+            out.set_len(0).await.map_err(failed)?;
+        }
+        let (mut hasher, mut len) = hash_open(&mut out).await.map_err(failed)?;
+        if len < file.size || file.size == 0 {
+            let request = http.get(&file.url);
+            let request = if len > 0 { request.header("range", format!("bytes={len}-")) } else { request };
+            let response = request.send().await.map_err(TransferError::Network)?;
+            match response.status() {
+                status if status == reqwest::StatusCode::FORBIDDEN => return Err(TransferError::Expired),
+                status if !status.is_success() => return Err(refused(response).await),
+                status if len > 0 && status != reqwest::StatusCode::PARTIAL_CONTENT => {
+                    // The server ignores ranges.
+                    out.set_len(0).await.map_err(failed)?;
+                    out.rewind().await.map_err(failed)?;
+                    (hasher, len) = (Sha256::new(), 0);
+                }
+                _ => {}
+            }
+            self.show(len);
+            let mut body = response.bytes_stream();
+            while let Some(chunk) = body.try_next().await.map_err(TransferError::Network)? {
+                hasher.update(&chunk);
+                out.write_all(&chunk).await.map_err(failed)?;
+                len = len.saturating_add(u64::try_from(chunk.len()).unwrap_or(0));
+                self.show(len);
+            }
+        }
+        out.sync_all().await.map_err(failed)?;
+        if hex::encode(hasher.finalize()) != file.sha256 {
+            let _ = tokio::fs::remove_file(&partial).await;
+            return Err(TransferError::Digest { path: self.target.to_owned() });
+        }
+        tokio::fs::rename(&partial, self.target).await.map_err(failed)
     }
-    let mut out = tokio::fs::File::create(&partial).await.map_err(failed)?;
-    let mut hasher = Sha256::new();
-    let mut body = response.bytes_stream();
-    while let Some(chunk) = body.try_next().await.map_err(TransferError::Network)? {
-        hasher.update(&chunk);
-        out.write_all(&chunk).await.map_err(failed)?;
-        bar.inc(u64::try_from(chunk.len()).unwrap_or(0));
+
+    fn show(&mut self, len: u64) {
+        self.arrived = self.arrived.max(len);
+        self.bar.set_position(self.start.saturating_add(len));
     }
-    out.sync_all().await.map_err(failed)?;
-    if hex::encode(hasher.finalize()) != file.sha256 {
-        let _ = tokio::fs::remove_file(&partial).await;
-        return Err(TransferError::Digest { path: target.to_owned() });
+}
+
+/// Digest and length of what a file holds, leaving it positioned at its end.
+async fn hash_open(file: &mut tokio::fs::File) -> io::Result<(Sha256, u64)> {
+    let (mut hasher, mut len) = (Sha256::new(), 0_u64);
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        let n = file.read(&mut buffer).await?;
+        if n == 0 {
+            return Ok((hasher, len));
+        }
+        hasher.update(buffer.get(..n).unwrap_or_default());
+        len = len.saturating_add(u64::try_from(n).unwrap_or(0));
     }
-    // Under its own name a file is always whole.
-    tokio::fs::rename(&partial, target).await.map_err(failed)
 }
 
 /// `path` comes from a server: it must stay below `dir`.

@@ -29,6 +29,21 @@ pub fn detect(sample: &[u8]) -> DatasetFormat {
     lines.find_map(format_of_line).unwrap_or(DatasetFormat::ChatJsonl)
 }
 
+/// The kind of archive or compressed file that begins with `sample`. Nothing of it is ever unpacked.
+pub(crate) fn archive(sample: &[u8]) -> Option<&'static str> {
+    let magic: [(&[u8], &str); 7] = [
+        (b"PK\x03\x04", "zip"),
+        (b"PK\x05\x06", "zip"),
+        (b"\x1f\x8b", "gzip"),
+        (b"BZh", "bzip2"),
+        (b"\xfd7zXZ\x00", "xz"),
+        (b"\x28\xb5\x2f\xfd", "zstandard"),
+        (b"7z\xbc\xaf\x27\x1c", "7-zip"),
+    ];
+    let known = magic.iter().find(|(start, _)| sample.starts_with(start)).map(|(_, kind)| *kind);
+    known.or_else(|| (sample.get(257..262) == Some(b"ustar")).then_some("tar"))
+}
+
 /// `{`, or a `[` that opens a JSON array of objects rather than bracketed prose.
 fn looks_like_json(line: &str) -> bool {
     match line.strip_prefix('[') {
@@ -84,6 +99,17 @@ mod tests {
         assert_eq!(detect(br#"{"text": "a", "label": 1}"#), DatasetFormat::LabelledJsonl);
         assert_eq!(detect(b"{broken\": 1}\nnothing"), DatasetFormat::Text);
         assert_eq!(detect(b"{\"broken\nnothing\n{\"prompt\": \"a\"}"), DatasetFormat::InstructionJsonl);
+    }
+
+    #[test]
+    fn archives_are_told_from_text() {
+        assert_eq!(archive(b"PK\x03\x04rest"), Some("zip"));
+        assert_eq!(archive(b"\x1f\x8b\x08"), Some("gzip"));
+        let mut tar = vec![b'a'; 257];
+        tar.extend(b"ustar\x0000");
+        assert_eq!(archive(&tar), Some("tar"));
+        assert_eq!(archive(b"PKs are primary keys"), None);
+        assert_eq!(archive(b""), None);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Validation reports and previews.
 
 use crate::{
-    detect::{SAMPLE, detect},
+    detect::{SAMPLE, archive, detect},
     encode::{Encoder, LossOn},
     parse::parse_row,
     records::{Record, Records},
@@ -36,9 +36,15 @@ pub fn validate(
     format: Option<DatasetFormat>,
     tokens: Option<TokenCounter<'_>>,
 ) -> io::Result<ValidationReport> {
-    let (format, reader) = with_format(reader, format)?;
+    let (sample, reader) = sampled(reader)?;
+    let format = format.unwrap_or_else(|| detect(&sample));
     let mut records = Records::new(BufReader::with_capacity(1 << 16, reader), format);
     let mut findings = Findings::new(tokens);
+    if let Some(kind) = archive(&sample) {
+        let reason = format!("the file is a {kind} archive; archives are not unpacked: upload the file that is in it");
+        findings.error(LocatedError { line: 1, column: None, reason });
+        return Ok(findings.into_report(format, u64::try_from(sample.len()).unwrap_or(u64::MAX)));
+    }
     while let Some(record) = records.advance()? {
         match record {
             Record::Bad(e) => findings.error(e),
@@ -53,7 +59,8 @@ pub fn validate(
 
 /// The good rows with these numbers, which count from 0: the JSON of the file, or strings for plain text.
 pub fn preview(reader: impl Read, format: Option<DatasetFormat>, wanted: Range<usize>) -> io::Result<DatasetPreview> {
-    let (format, reader) = with_format(reader, format)?;
+    let (sample, reader) = sampled(reader)?;
+    let format = format.unwrap_or_else(|| detect(&sample));
     let mut records = Records::new(BufReader::with_capacity(1 << 16, reader), format);
     let mut rows = Vec::new();
     let mut number = 0;
@@ -77,18 +84,11 @@ pub fn preview(reader: impl Read, format: Option<DatasetFormat>, wanted: Range<u
     Ok(DatasetPreview { format, rows })
 }
 
-/// Detects the format from the first bytes where it is not given, without losing them.
-fn with_format(mut reader: impl Read, format: Option<DatasetFormat>) -> io::Result<(DatasetFormat, impl Read)> {
+/// The first bytes of a file, and all of it.
+fn sampled(mut reader: impl Read) -> io::Result<(Vec<u8>, impl Read)> {
     let mut sample = Vec::new();
-    let format = match format {
-        Some(format) => format,
-        None => {
-            let limit = u64::try_from(SAMPLE).unwrap_or(u64::MAX);
-            reader.by_ref().take(limit).read_to_end(&mut sample)?;
-            detect(&sample)
-        }
-    };
-    Ok((format, Cursor::new(sample).chain(reader)))
+    reader.by_ref().take(u64::try_from(SAMPLE).unwrap_or(u64::MAX)).read_to_end(&mut sample)?;
+    Ok((sample.clone(), Cursor::new(sample).chain(reader)))
 }
 
 struct Findings<'a> {

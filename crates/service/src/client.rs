@@ -1,15 +1,14 @@
 //! The one way to call another service: timeouts, retries with jitter (backon), a circuit breaker, trace
 //! context and bearer tokens.
 
-use backon::{ExponentialBuilder, Retryable};
+pub use crate::retry::RetryPolicy;
+
+use crate::breaker::Breaker;
+use backon::Retryable;
 use reqwest::{Method, StatusCode};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Serialize, de::DeserializeOwned};
-use std::{
-    fmt,
-    sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
-};
+use std::{fmt, sync::Arc, time::Duration};
 use wire::problem::{Code, Problem};
 
 #[derive(Debug, thiserror::Error)]
@@ -62,34 +61,6 @@ impl From<ClientError> for crate::ApiError {
             e if e.is_transient() => Self::new(Code::Unavailable, format!("{e}; try again in a moment")).caused_by(e),
             e => Self::internal(e),
         }
-    }
-}
-
-/// How often and how long to try.
-#[derive(Debug, Clone, Copy)]
-pub struct RetryPolicy {
-    pub first_wait: Duration,
-    pub max_wait: Duration,
-    /// Tries after the first one.
-    pub retries: usize,
-}
-
-impl RetryPolicy {
-    /// For calls inside a user's request: two more tries within about a second.
-    pub const INTERACTIVE: Self =
-        Self { first_wait: Duration::from_millis(100), max_wait: Duration::from_millis(500), retries: 2 };
-    /// For background work: five more tries within about a minute.
-    pub const BACKGROUND: Self =
-        Self { first_wait: Duration::from_secs(1), max_wait: Duration::from_secs(30), retries: 5 };
-    pub const NONE: Self = Self { first_wait: Duration::ZERO, max_wait: Duration::ZERO, retries: 0 };
-
-    #[must_use]
-    pub fn backoff(self) -> ExponentialBuilder {
-        ExponentialBuilder::default()
-            .with_min_delay(self.first_wait)
-            .with_max_delay(self.max_wait)
-            .with_max_times(self.retries)
-            .with_jitter()
     }
 }
 
@@ -184,7 +155,7 @@ impl Client {
         // HTTP_PROXY without NO_PROXY is common, and no proxy reaches this machine's own loopback.
         let http = if is_loopback(&config.base_url) { http.no_proxy() } else { http };
         let http = http.build().map_err(ClientError::Build)?;
-        let breaker = Arc::new(Breaker::new(config.service));
+        let breaker = Breaker::of(config.service, &config.base_url);
         Ok(Self { http, config: Arc::new(config), breaker })
     }
 
@@ -304,70 +275,9 @@ async fn into_error(service: &'static str, response: reqwest::Response) -> Clien
     }
 }
 
-/// Opens after [`Breaker::LIMIT`] transient failures in a row; lets one call through every [`Breaker::REST`].
-#[derive(Debug)]
-struct Breaker {
-    service: &'static str,
-    state: Mutex<BreakerState>,
-}
-
-#[derive(Debug, Default)]
-struct BreakerState {
-    failures: u32,
-    open_until: Option<Instant>,
-}
-
-impl Breaker {
-    const LIMIT: u32 = 8;
-    const REST: Duration = Duration::from_secs(5);
-
-    fn new(service: &'static str) -> Self {
-        Self { service, state: Mutex::default() }
-    }
-
-    fn check(&self) -> Result<(), ClientError> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(until) = state.open_until else { return Ok(()) };
-        let now = Instant::now();
-        if now < until {
-            return Err(ClientError::BreakerOpen { service: self.service, retry_in: until - now });
-        }
-        // Half open: this call probes, the others keep waiting.
-        state.open_until = Some(now + Self::REST);
-        Ok(())
-    }
-
-    fn record(&self, ok: bool) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if ok {
-            *state = BreakerState::default();
-        } else {
-            state.failures = state.failures.saturating_add(1);
-            if state.failures >= Self::LIMIT {
-                state.open_until = Some(Instant::now() + Self::REST);
-            }
-        }
-        let open = f64::from(u8::from(state.open_until.is_some()));
-        drop(state);
-        metrics::gauge!("circuit_breaker_open", "service" => self.service).set(open);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_breaker_opens_after_repeated_failures_and_closes_on_success() {
-        let breaker = Breaker::new("test");
-        for _ in 0..Breaker::LIMIT {
-            assert!(breaker.check().is_ok());
-            breaker.record(false);
-        }
-        assert!(matches!(breaker.check(), Err(ClientError::BreakerOpen { .. })));
-        breaker.record(true);
-        assert!(breaker.check().is_ok());
-    }
 
     #[test]
     fn only_this_machine_is_loopback() {
@@ -387,6 +297,6 @@ mod tests {
         let error = client.get::<()>("/").await.unwrap_err();
         assert!(error.is_transient());
         assert_eq!(error.to_string(), "cannot reach nobody");
-        assert_eq!(client.breaker.state.lock().unwrap().failures, 3);
+        assert_eq!(client.breaker.view().failures, 3);
     }
 }

@@ -1,11 +1,13 @@
 //! Plumbing every Hone service shares. It knows nothing of jobs, datasets or models.
 
+pub mod breaker;
 pub mod client;
 pub mod env;
 pub mod error;
 pub mod failpoint;
 pub mod memory;
 pub mod outgoing;
+pub mod retry;
 pub mod server;
 pub mod telemetry;
 pub mod token;

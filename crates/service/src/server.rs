@@ -2,6 +2,7 @@
 //! for unknown routes, and a graceful stop on SIGTERM or SIGINT.
 
 use crate::{
+    breaker,
     env::{Env, EnvError},
     error::{ApiError, extractors},
     telemetry::adopt_parent,
@@ -24,7 +25,7 @@ use std::{
     time::Instant,
 };
 use tracing::Instrument;
-use wire::problem::Code;
+use wire::problem::{Code, Problem};
 
 /// Where and how to serve.
 #[derive(Debug, Clone)]
@@ -57,6 +58,15 @@ impl ServerConfig {
 pub struct Ready {
     pub url: String,
     pub pid: u32,
+}
+
+/// Reply of `/ready`. When it is not ready, the problem's `current` has the breakers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadyReply {
+    pub status: String,
+    /// Of the services this one calls.
+    #[serde(default)]
+    pub breakers: Vec<breaker::View>,
 }
 
 /// Answers whether the service can do its work now; the error says what is missing.
@@ -123,8 +133,11 @@ async fn health() -> HttpResponse {
 
 async fn ready(check: web::Data<Readiness>) -> Result<HttpResponse, ApiError> {
     match check().await {
-        Ok(()) => Ok(HttpResponse::Ok().json(serde_json::json!({"status": "ready"}))),
-        Err(reason) => Err(ApiError::new(Code::Unavailable, format!("not ready: {reason}"))),
+        Ok(()) => Ok(HttpResponse::Ok().json(ReadyReply { status: "ready".into(), breakers: breaker::all() })),
+        Err(reason) => {
+            let problem = Problem::new(Code::Unavailable, format!("not ready: {reason}"));
+            Err(problem.with_current(serde_json::json!({"breakers": breaker::all()})).into())
+        }
     }
 }
 

@@ -15,8 +15,10 @@ use wire::{
     storage::{FileRef, VerifyRequest},
 };
 
-/// How often a broken stream is picked up again.
+/// How often a broken stream is picked up again without getting further.
 const RESUMES: u32 = 3;
+/// This much more counts as getting further.
+const PROGRESS: u64 = 1 << 20;
 
 /// The `size` bytes of an object. A connection that breaks is picked up where it broke.
 #[must_use]
@@ -27,6 +29,8 @@ pub fn read(store: Arc<dyn ObjectStore>, place: Place, size: u64) -> ByteStream 
         offset: u64,
         body: Option<ByteStream>,
         resumes: u32,
+        /// Where it was picked up last.
+        resumed_at: u64,
     }
     impl State {
         async fn next(&mut self) -> io::Result<Option<Bytes>> {
@@ -43,7 +47,7 @@ pub fn read(store: Arc<dyn ObjectStore>, place: Place, size: u64) -> ByteStream 
             Ok(chunk)
         }
     }
-    let state = State { store, place, offset: 0, body: None, resumes: 0 };
+    let state = State { store, place, offset: 0, body: None, resumes: 0, resumed_at: 0 };
     stream::try_unfold(state, move |mut state| async move {
         loop {
             if state.offset >= size {
@@ -55,12 +59,18 @@ pub fn read(store: Arc<dyn ObjectStore>, place: Place, size: u64) -> ByteStream 
                     return Ok(Some((chunk, state)));
                 }
                 Ok(None) => return Ok(None),
-                Err(error) if state.resumes < RESUMES && !is_gone(&error) => {
-                    state.resumes += 1;
+                Err(error) if is_gone(&error) => return Err(error),
+                Err(error) => {
+                    if state.offset.saturating_sub(state.resumed_at) >= PROGRESS {
+                        state.resumes = 0;
+                    }
+                    if state.resumes >= RESUMES {
+                        return Err(error);
+                    }
+                    (state.resumes, state.resumed_at) = (state.resumes.saturating_add(1), state.offset);
                     metrics::counter!("store_retries_total", "op" => "resume read").increment(1);
                     tracing::warn!(%error, place = %state.place, "reading again from byte {}", state.offset);
                 }
-                Err(error) => return Err(error),
             }
         }
     })

@@ -7,6 +7,7 @@ use crate::{
     session::SessionKey,
     settings::{Settings, StoreSettings},
     store::{Metadata, ObjectStore, Place, StoreError},
+    turns::Turns,
 };
 use anyhow::Context;
 use service::{ApiError, ApiResult, token::TokenKey};
@@ -38,6 +39,10 @@ pub struct Gateway {
     pub limits: Limits,
     pub tokens: TokenKey,
     pub sessions: SessionKey,
+    /// Longest life of a signed URL.
+    pub url_life: Duration,
+    /// Who completes an upload session.
+    pub completing: Turns,
     uploads: Semaphore,
     readers: Semaphore,
     parsers: Semaphore,
@@ -64,6 +69,8 @@ impl Gateway {
             limits: settings.limits,
             tokens,
             sessions: SessionKey::new(&settings.signing_key),
+            url_life: settings.url_life,
+            completing: Turns::default(),
             uploads: Semaphore::new(BUFFERED_UPLOADS),
             readers: Semaphore::new(READING_JOBS),
             parsers: Semaphore::new(PARSERS),

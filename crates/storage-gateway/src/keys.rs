@@ -7,6 +7,9 @@ use wire::{problem::Code, storage::UploadKind};
 /// Where uploads wait until they are verified; never addressable from outside.
 pub const STAGING: &str = "_staging/";
 
+/// What keys begin with.
+pub const ROOTS: [&str; 3] = ["datasets/", "models/", "jobs/"];
+
 /// Longest key in bytes; S3 allows 1024, and the staging area needs some of it.
 pub const MAX_KEY: usize = 512;
 
@@ -56,8 +59,7 @@ pub fn check_prefix(prefix: &str) -> ApiResult<()> {
     if last == ".." || segments.iter().any(|segment| matches!(*segment, "" | "." | "..")) {
         return Err(refuse(prefix, "it has an empty, `.` or `..` segment"));
     }
-    let known = ["datasets/", "models/", "jobs/"];
-    if known.iter().any(|root| root.starts_with(prefix) || prefix.starts_with(root)) {
+    if ROOTS.iter().any(|root| root.starts_with(prefix) || prefix.starts_with(root)) {
         return Ok(());
     }
     Err(refuse(prefix, "it must begin with datasets/, models/ or jobs/"))

@@ -23,6 +23,7 @@ pub mod session;
 pub mod settings;
 pub mod store;
 pub mod sweep;
+pub mod turns;
 pub mod uploads;
 
 use actix_web::web;

@@ -102,8 +102,9 @@ pub fn sign(gateway: &Gateway, key: &Key, request: &SignRequest) -> ApiResult<Si
         SignMethod::Get => Presign::Get,
         SignMethod::Put => Presign::Put,
     };
-    let expires_at = Utc::now() + TimeDelta::seconds(seconds.into());
-    let url = gateway.store.presign(&gateway.place(key), &what, Duration::from_secs(seconds.into()));
+    let life = Duration::from_secs(seconds.into()).min(gateway.url_life);
+    let expires_at = Utc::now() + TimeDelta::from_std(life).unwrap_or_default();
+    let url = gateway.store.presign(&gateway.place(key), &what, life);
     Ok(SignedUrl { url, expires_at })
 }
 

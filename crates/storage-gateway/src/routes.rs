@@ -76,7 +76,7 @@ async fn complete_upload(
     let key = caller.writable(&session.key)?;
     // The body is optional, but a malformed one must not pass for "no digest".
     let request = if body.is_empty() { CompleteUpload::default() } else { parse_json(&body)? };
-    uploads::complete(&gateway, &key, &session, &request).await.map(Json)
+    uploads::complete(Arc::clone(&gateway), key, session, request).await.map(Json)
 }
 
 async fn abort_upload(gateway: Shared, caller: Caller, id: Path<String>) -> ApiResult<HttpResponse> {

@@ -2,12 +2,13 @@
 
 use crate::{
     keys::{Buckets, Limits},
+    objects::MAX_SIGNED,
     s3::Endpoint,
 };
 use anyhow::Context;
 use secrecy::SecretString;
 use service::{Env, server::ServerConfig};
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -19,6 +20,8 @@ pub struct Settings {
     pub buckets: Buckets,
     pub limits: Limits,
     pub signing_key: SecretString,
+    /// Longest life of a signed URL.
+    pub url_life: Duration,
 }
 
 #[derive(Debug, Clone)]
@@ -72,8 +75,17 @@ impl Settings {
                 "TOKEN_SIGNING_KEY",
                 "give the backend and the gateway the same random string of at least 32 characters",
             )?,
+            url_life: url_life(env.parse_or("SIGNED_URL_SECONDS", MAX_SIGNED)?)?,
         })
     }
+}
+
+fn url_life(seconds: u32) -> anyhow::Result<Duration> {
+    anyhow::ensure!(
+        (1..=MAX_SIGNED).contains(&seconds),
+        "SIGNED_URL_SECONDS is {seconds}; use 1 to {MAX_SIGNED} seconds, what a transfer of one part needs"
+    );
+    Ok(Duration::from_secs(seconds.into()))
 }
 
 fn check_bucket(name: &str) -> anyhow::Result<()> {
@@ -105,6 +117,9 @@ mod tests {
         assert!(error(&[("DATA_DIR", "/x")]).starts_with("TOKEN_SIGNING_KEY is not set; give the backend and"));
         assert!(error(&[("S3_ENDPOINT", "s3:9000")]).starts_with("S3_ENDPOINT is set to `s3:9000`"));
         assert!(error(&[("S3_ENDPOINT", "http://s3:9000")]).starts_with("AWS_ACCESS_KEY_ID is not set"));
+        let key = "k".repeat(32);
+        let life = error(&[("DATA_DIR", "/x"), ("TOKEN_SIGNING_KEY", &key), ("SIGNED_URL_SECONDS", "901")]);
+        assert!(life.starts_with("SIGNED_URL_SECONDS is 901; use 1 to 900"), "{life}");
         assert!(error(&[("DATA_DIR", "/x"), ("BUCKET_NAME", "My_Bucket")]).contains("`My_Bucket` cannot be a bucket"));
     }
 

@@ -170,7 +170,7 @@ pub trait ObjectStore: Send + Sync + fmt::Debug {
     async fn complete_multipart(&self, at: &Place, upload_id: &str, parts: &[Part]) -> StoreResult<()>;
     /// Aborting what does not exist is no error.
     async fn abort_multipart(&self, at: &Place, upload_id: &str) -> StoreResult<()>;
-    /// Up to 1000 open uploads below `prefix`.
+    /// All open uploads below `prefix`.
     async fn list_multiparts(&self, bucket: &str, prefix: &str) -> StoreResult<Vec<OpenMultipart>>;
     /// A URL that anyone may use for `what` until it expires. The store checks host, path and query.
     fn presign(&self, at: &Place, what: &Presign<'_>, expires_in: Duration) -> String;

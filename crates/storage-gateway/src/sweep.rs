@@ -1,8 +1,9 @@
-//! Removes what abandoned uploads left in the staging area.
+//! Removes what abandoned uploads left: objects in the staging area, and open multipart uploads anywhere. One that was
+//! opened to move a large object under its key stays when its gateway dies.
 
 use crate::{
     gateway::Gateway,
-    keys::STAGING,
+    keys::{ROOTS, STAGING},
     session::LIFETIME,
     store::{Place, StoreResult},
 };
@@ -33,10 +34,13 @@ pub async fn sweep(gateway: &Gateway, now: DateTime<Utc>) -> StoreResult<u64> {
     let mut removed = 0;
     for bucket in gateway.buckets.distinct() {
         let place = |key: &str| Place { bucket: bucket.to_owned(), key: key.to_owned() };
-        for upload in gateway.store.list_multiparts(bucket, STAGING).await? {
-            if old(upload.initiated) {
-                gateway.store.abort_multipart(&place(&upload.key), &upload.upload_id).await?;
-                removed += 1;
+        // Not all of the bucket: it may hold what is not ours.
+        for root in [STAGING].into_iter().chain(ROOTS) {
+            for upload in gateway.store.list_multiparts(bucket, root).await? {
+                if old(upload.initiated) {
+                    gateway.store.abort_multipart(&place(&upload.key), &upload.upload_id).await?;
+                    removed += 1;
+                }
             }
         }
         let mut after: Option<String> = None;

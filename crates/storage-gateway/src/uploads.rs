@@ -13,15 +13,13 @@ use crate::{
 };
 use chrono::{TimeDelta, Utc};
 use service::{ApiError, ApiResult};
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc};
+use tracing::Instrument;
 use uuid::Uuid;
 use wire::{
     problem::Code,
     storage::{CompleteUpload, ObjectInfo, OpenUpload, UploadPart, UploadSession},
 };
-
-/// Life of part URLs.
-pub const URL_LIFE: Duration = Duration::from_secs(900);
 
 /// Opens a session; nothing over the limit of its kind gets that far.
 pub async fn open(gateway: &Gateway, key: &Key, request: OpenUpload) -> ApiResult<UploadSession> {
@@ -65,8 +63,22 @@ pub async fn show(gateway: &Gateway, key: &Key, session: &Session, sealed: Strin
     Ok(view(gateway, key, session, sealed, missing))
 }
 
-/// Verifies the parts and makes them the object. Repeating it gives the same answer.
+/// Verifies the parts and makes them the object. Repeating it gives the same answer; a caller that lost patience with a
+/// large object and asks again waits for the same work, which goes on without anybody waiting.
 pub async fn complete(
+    gateway: Arc<Gateway>,
+    key: Key,
+    session: Session,
+    request: CompleteUpload,
+) -> ApiResult<ObjectInfo> {
+    let work = async move {
+        let _turn = gateway.completing.take(session.id).await;
+        complete_now(&gateway, &key, &session, &request).await
+    };
+    tokio::spawn(work.in_current_span()).await.map_err(ApiError::internal)?
+}
+
+async fn complete_now(
     gateway: &Gateway,
     key: &Key,
     session: &Session,
@@ -117,11 +129,11 @@ fn view(gateway: &Gateway, key: &Key, session: &Session, sealed: String, parts: 
         url: gateway.store.presign(
             &staged,
             &Presign::UploadPart { upload_id, number: part.number, size: part.size },
-            URL_LIFE,
+            gateway.url_life,
         ),
     };
     // Taken before signing, so that it is never later than the truth.
-    let urls_expire_at = Utc::now() + TimeDelta::from_std(URL_LIFE).unwrap_or_default();
+    let urls_expire_at = Utc::now() + TimeDelta::from_std(gateway.url_life).unwrap_or_default();
     UploadSession {
         id: sealed,
         key: session.key.clone(),

@@ -120,6 +120,41 @@ async fn over_the_limit_is_refused_before_a_byte_is_stored() {
 }
 
 #[tokio::test]
+async fn urls_that_have_expired_are_issued_again() {
+    let gateway = TestGateway::with(&[("SIGNED_URL_SECONDS", "1")]).await;
+    let (key, data) = (gateway.model_key("slow"), noise(9 * MIB));
+    let session = gateway.open(&key, data.len(), Some(&sha256(&data))).await;
+    gateway.put_part(&session["parts"][0], &data).await.expect(StatusCode::OK);
+    tokio::time::sleep(std::time::Duration::from_millis(2100)).await;
+    gateway.put_part(&session["parts"][1], &data).await.expect(StatusCode::FORBIDDEN);
+    let path = format!("/uploads/{}", session["id"].as_str().unwrap());
+    let resumed = gateway.get(&path).await.expect(StatusCode::OK).json();
+    assert_eq!(resumed["parts"].as_array().unwrap().len(), 1, "what has arrived is not asked for again");
+    gateway.put_part(&resumed["parts"][0], &data).await.expect(StatusCode::OK);
+    gateway.complete(&session, &json!({})).await.expect(StatusCode::OK);
+    let signed = gateway.post("/sign", &json!({ "method": "GET", "key": key, "expires_in": 900 })).await.json();
+    assert!(signed["url"].as_str().unwrap().contains("X-Amz-Expires=1&"), "no URL lives longer: {signed}");
+}
+
+/// A client that loses patience and comes back finds the work done, or joins it.
+#[tokio::test]
+async fn a_completion_goes_on_without_its_caller() {
+    let gateway = TestGateway::start().await;
+    let (key, data) = (gateway.model_key("patience"), noise(40 * MIB));
+    let session = gateway.open(&key, data.len(), Some(&sha256(&data))).await;
+    for part in session["parts"].as_array().unwrap() {
+        gateway.put_part(part, &data).await.expect(StatusCode::OK);
+    }
+    let path = format!("/uploads/{}/complete", session["id"].as_str().unwrap());
+    let request =
+        gateway.request(reqwest::Method::POST, &path).json(&json!({})).timeout(std::time::Duration::from_millis(20));
+    assert!(request.send().await.unwrap_err().is_timeout(), "it was not given up");
+    let done = async { while gateway.get_object(&key).await.status != StatusCode::OK {} };
+    tokio::time::timeout(std::time::Duration::from_secs(30), done).await.expect("nobody completed it");
+    gateway.complete(&session, &json!({})).await.expect(StatusCode::OK);
+}
+
+#[tokio::test]
 async fn an_aborted_session_is_gone_and_its_urls_are_dead() {
     let gateway = TestGateway::start().await;
     let (key, data) = (gateway.job_key("artifacts/a"), noise(100));
@@ -186,9 +221,13 @@ async fn the_sweeper_removes_only_what_is_older_than_a_session_lives() {
     let staged = gateway.staging(&key, uuid::Uuid::new_v4());
     store.put(&staged, bytes::Bytes::from_static(b"x"), &storage_gateway::store::Metadata::new()).await.unwrap();
 
+    // As a gateway leaves it that dies while it moves a large object under its key.
+    let place = gateway.place(&key);
+    store.create_multipart(&place, &storage_gateway::store::Metadata::new()).await.unwrap();
     assert_eq!(storage_gateway::sweep::sweep(gateway, Utc::now() + TimeDelta::hours(24)).await.unwrap(), 0);
     storage_gateway::uploads::show(gateway, &key, &session, open.id.clone()).await.unwrap();
-    assert_eq!(storage_gateway::sweep::sweep(gateway, Utc::now() + TimeDelta::hours(26)).await.unwrap(), 2);
+    assert_eq!(storage_gateway::sweep::sweep(gateway, Utc::now() + TimeDelta::hours(26)).await.unwrap(), 3);
+    assert_eq!(store.list_multiparts(&place.bucket, "models/").await.unwrap(), []);
     assert!(store.head(&staged).await.unwrap_err().is_not_found());
     let gone = storage_gateway::uploads::show(gateway, &key, &session, open.id).await.unwrap_err();
     assert_eq!(gone.problem().status, 404);

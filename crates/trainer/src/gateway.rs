@@ -3,7 +3,7 @@
 //! Small objects go through the gateway; large ones go straight to storage by signed URLs. Every call has a
 //! timeout, every transfer resumes, every digest is checked by the receiving side.
 
-use crate::engine::TrainError;
+use crate::{engine::TrainError, progress::Transfer};
 use backon::BackoffBuilder;
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};
@@ -21,8 +21,8 @@ use wire::{
     job::FailureCode,
     problem::Code,
     storage::{
-        CompleteUpload, Deleted, FileRef, ObjectInfo, OpenUpload, SHA256_HEADER, SignMethod, SignRequest, SignedUrl,
-        UploadKind, UploadPart, UploadSession, VerifyRequest,
+        CompleteUpload, Deleted, FileRef, ObjectInfo, ObjectList, OpenUpload, SHA256_HEADER, SignMethod, SignRequest,
+        SignedUrl, UploadKind, UploadPart, UploadSession, VerifyRequest,
     },
 };
 
@@ -32,6 +32,12 @@ pub const SMALL: u64 = 4 << 20;
 const PARTS_IN_FLIGHT: usize = 2;
 /// Files of one directory in flight.
 const FILES_IN_FLIGHT: usize = 4;
+/// Longest silence of a transfer.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+/// For calls that read whole objects: complete, verify.
+const LONG: Duration = Duration::from_secs(15 * 60);
+/// Bytes of a body handed over at a time; progress is counted by them.
+const SLICE: usize = 64 << 10;
 /// Largest JSON object read into memory.
 const MAX_JSON: usize = 16 << 20;
 
@@ -39,15 +45,33 @@ const MAX_JSON: usize = 16 << 20;
 #[derive(Debug, Clone)]
 pub struct Gateway {
     client: Client,
+    /// For calls in which the gateway reads whole objects before it answers.
+    long: Client,
     retry: RetryPolicy,
+    patience: Duration,
 }
 
 impl Gateway {
     /// # Errors
     /// The HTTP client cannot be built.
     pub fn new(url: &str, token: SecretString, retry: RetryPolicy) -> Result<Self, ClientError> {
+        Self::with_patience(url, token, retry, PATIENCE)
+    }
+
+    /// As [`Self::new`]; a transfer may be silent for `patience`, which is also added to the time it may take at the
+    /// slowest bearable speed.
+    ///
+    /// # Errors
+    /// The HTTP client cannot be built.
+    pub fn with_patience(
+        url: &str,
+        token: SecretString,
+        retry: RetryPolicy,
+        patience: Duration,
+    ) -> Result<Self, ClientError> {
         let config = ClientConfig::new("the storage gateway", url).bearer(token).retry(retry);
-        Ok(Self { client: Client::new(config)?, retry })
+        let long = config.clone().timeout(LONG).read_timeout(LONG);
+        Ok(Self { client: Client::new(config.read_timeout(patience))?, long: Client::new(long)?, retry, patience })
     }
 
     #[must_use]
@@ -65,7 +89,7 @@ impl Gateway {
         let request = self
             .client
             .request(Method::PUT, &object_path(key))?
-            .timeout(transfer_timeout(size))
+            .timeout(self.time_for(size))
             .header(SHA256_HEADER, &sha256)
             .header(header::CONTENT_TYPE, "application/octet-stream")
             .body(body);
@@ -77,11 +101,15 @@ impl Gateway {
     ///
     /// # Errors
     /// Storage stayed unreachable or refused it.
-    pub async fn put_bytes_retrying(&self, key: &str, body: Bytes) -> Result<FileRef, TrainError> {
+    pub async fn put_bytes_retrying(&self, key: &str, body: Bytes, told: &Transfer) -> Result<FileRef, TrainError> {
         use backon::Retryable;
         (|| self.put_bytes(key, body.clone()))
             .retry(self.retry.backoff())
             .when(ClientError::is_transient)
+            .notify(|error, wait| {
+                tracing::warn!(key, error = %chain(error), "storage did not take it, trying again in {wait:.1?}");
+                told.retrying(&chain(error));
+            })
             .await
             .map_err(|e| storage_error("store", key, e))
     }
@@ -90,18 +118,23 @@ impl Gateway {
     ///
     /// # Errors
     /// The file cannot be read; storage stayed unreachable or refused it.
-    pub async fn put_file(&self, key: &str, path: &Path) -> Result<FileRef, TrainError> {
+    pub async fn put_file(&self, key: &str, path: &Path, told: &Transfer) -> Result<FileRef, TrainError> {
         let (size, sha256) = hash_file(path.to_owned()).await?;
         let file = FileRef { key: key.to_owned(), size, sha256 };
+        told.expect(size);
         if size <= SMALL {
             let body = read_part(path.to_owned(), 0, size).await?;
-            return self.put_bytes_retrying(key, body).await;
+            let stored = self.put_bytes_retrying(key, body, told).await?;
+            told.advance(size);
+            return Ok(stored);
         }
         for last in [false, true] {
-            match self.upload(&file, path).await {
+            match self.upload(&file, path, told).await {
                 // Damaged on the way: storage threw it away, so one more upload may succeed.
                 Err(e) if e.code == FailureCode::ChecksumMismatch && !last => {
                     tracing::warn!(key, error = %e, "the upload arrived damaged, sending it again");
+                    told.retract(size);
+                    told.retrying(&e.message);
                 }
                 result => return result.map(|()| file),
             }
@@ -113,12 +146,12 @@ impl Gateway {
     ///
     /// # Errors
     /// As [`Self::put_file`].
-    pub async fn put_dir(&self, prefix: &str, dir: &Path) -> Result<Vec<FileRef>, TrainError> {
+    pub async fn put_dir(&self, prefix: &str, dir: &Path, told: &Transfer) -> Result<Vec<FileRef>, TrainError> {
         let paths = files_below(dir).map_err(|e| TrainError::io("list", dir, e))?;
         // Boxed: the compiler cannot see that a stream of borrowing futures is `Send`.
         let uploads = paths.into_iter().map(|relative| {
             let (key, path) = (format!("{prefix}{relative}"), dir.join(&relative));
-            async move { self.put_file(&key, &path).await }.boxed()
+            async move { self.put_file(&key, &path, told).await }.boxed()
         });
         stream::iter(uploads).buffered(FILES_IN_FLIGHT).try_collect().await
     }
@@ -162,6 +195,24 @@ impl Gateway {
         serde_json::from_slice(&body).map_err(|e| bad(&e))
     }
 
+    /// All keys below `prefix`, in order.
+    ///
+    /// # Errors
+    /// The gateway refused it or stayed unreachable.
+    pub async fn keys(&self, prefix: &str) -> Result<Vec<String>, TrainError> {
+        let mut keys = Vec::new();
+        let mut after = String::new();
+        loop {
+            let path = format!("/objects?prefix={}&after={}", encode(prefix), encode(&after));
+            let page: ObjectList = self.client.get(&path).await.map_err(|e| storage_error("list", prefix, e))?;
+            keys.extend(page.objects.into_iter().map(|object| object.key));
+            match page.next_after {
+                Some(next) => after = next,
+                None => return Ok(keys),
+            }
+        }
+    }
+
     /// # Errors
     /// The gateway refused it or stayed unreachable.
     pub async fn delete(&self, key: &str) -> Result<(), ClientError> {
@@ -179,7 +230,7 @@ impl Gateway {
     }
 
     /// One multipart upload. A part that fails is sent again with a fresh URL; progress resets the patience.
-    async fn upload(&self, file: &FileRef, path: &Path) -> Result<(), TrainError> {
+    async fn upload(&self, file: &FileRef, path: &Path, told: &Transfer) -> Result<(), TrainError> {
         let failed = |e| storage_error("upload", &file.key, e);
         let open = OpenUpload {
             key: file.key.clone(),
@@ -191,7 +242,7 @@ impl Gateway {
         let status = format!("/uploads/{}", session.id);
         let mut waits = self.retry.backoff().build();
         let mut missing = session.parts.len();
-        while let Err(error) = self.put_parts(&session, path).await {
+        while let Err(error) = self.put_parts(&session, path, told).await {
             let error = error?;
             session = self.client.get(&status).await.map_err(failed)?;
             if session.parts.len() < missing {
@@ -200,41 +251,61 @@ impl Gateway {
             }
             let Some(wait) = waits.next() else { return Err(failed(error)) };
             tracing::warn!(key = %file.key, error = %chain(&error), "{missing} parts are missing, trying again in {wait:.1?}");
+            told.retrying(&chain(&error));
             tokio::time::sleep(wait).await;
         }
         let complete = CompleteUpload { sha256: Some(file.sha256.clone()) };
-        let Err(error) = self.client.post::<_, ObjectInfo>(&format!("{status}/complete"), &complete).await else {
+        let Err(error) = self.long.post::<_, ObjectInfo>(&format!("{status}/complete"), &complete).await else {
             return Ok(());
         };
         // The reply may be lost while the object is complete.
         let verify = VerifyRequest { files: vec![file.clone()] };
-        match self.client.call_unit(Method::POST, "/verify", Some(&verify)).await {
+        match self.long.call_unit(Method::POST, "/verify", Some(&verify)).await {
             Ok(()) => Ok(()),
             Err(_) => Err(failed(error)),
         }
     }
 
     /// Sends the missing parts. The inner error is ours (the file cannot be read), the outer one the network's.
-    async fn put_parts(&self, session: &UploadSession, path: &Path) -> Result<(), Result<ClientError, TrainError>> {
+    async fn put_parts(
+        &self,
+        session: &UploadSession,
+        path: &Path,
+        told: &Transfer,
+    ) -> Result<(), Result<ClientError, TrainError>> {
         let parts = session.parts.iter().cloned().map(|part| {
             async move {
                 let body = read_part(path.to_owned(), part.offset, part.size).await.map_err(Err)?;
-                self.put_part(&part, body).await.map_err(Ok)
+                self.put_part(&part, body, told).await.map_err(Ok)
             }
             .boxed()
         });
         stream::iter(parts).buffer_unordered(PARTS_IN_FLIGHT).try_collect().await
     }
 
-    async fn put_part(&self, part: &UploadPart, body: Bytes) -> Result<(), ClientError> {
-        let request = self.client.request(Method::PUT, &part.url)?.timeout(transfer_timeout(part.size)).body(body);
-        self.client.send(request).await.map(drop)
+    async fn put_part(&self, part: &UploadPart, body: Bytes, told: &Transfer) -> Result<(), ClientError> {
+        let flight = told.flight();
+        let counter = flight.counter();
+        let slices = stream::unfold(body, move |mut rest| {
+            let slice = rest.split_to(rest.len().min(SLICE));
+            counter.count(slice.len());
+            std::future::ready((!slice.is_empty()).then_some((Ok::<_, std::io::Error>(slice), rest)))
+        });
+        let request = self
+            .client
+            .request(Method::PUT, &part.url)?
+            .timeout(self.time_for(part.size))
+            .header(header::CONTENT_LENGTH, part.size)
+            .body(reqwest::Body::wrap_stream(slices));
+        self.client.send(request).await?;
+        flight.arrived();
+        Ok(())
     }
-}
 
-/// Time for moving `size` bytes: a minute and what the slowest bearable line (128 KiB/s) needs.
-fn transfer_timeout(size: u64) -> Duration {
-    Duration::from_secs(60 + (size >> 17))
+    /// Time for moving `size` bytes: the patience and what the slowest bearable line (128 KiB/s) needs.
+    fn time_for(&self, size: u64) -> Duration {
+        self.patience.saturating_add(Duration::from_secs(size >> 17))
+    }
 }
 
 fn object_path(key: &str) -> String {

@@ -13,6 +13,7 @@ pub mod gateway;
 pub mod generate;
 pub mod local;
 pub mod logfile;
+pub mod progress;
 pub mod report;
 pub mod run;
 pub mod serve;

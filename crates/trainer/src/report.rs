@@ -1,6 +1,7 @@
 //! Sends the spool to the backend, in order, at least once, and hears the directives in the replies.
 //!
-//! - One task sends batches, another one heartbeats; a step that takes minutes delays neither.
+//! - A task sends batches, a thread with a runtime and connections of its own heartbeats: neither a step that takes
+//!   minutes nor file work that holds up the other tasks delays it.
 //! - A batch that the backend does not take within the retry budget is written as an object under the attempt's
 //!   `events/` prefix, where the backend's reconciler finds it, and counts as delivered.
 //! - `422` splits the batch until the one event it is about is alone; that event is logged and skipped.
@@ -21,7 +22,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::{Notify, watch},
+    sync::{Notify, oneshot, watch},
     task::JoinHandle,
     time::Instant,
 };
@@ -53,6 +54,8 @@ pub struct ReportConfig {
 struct Shared {
     config: ReportConfig,
     client: Client,
+    /// The heartbeat's: connections belong to the runtime that made them.
+    pulse: Client,
     gateway: Gateway,
     spool: Spool,
     switch: Switch,
@@ -69,13 +72,13 @@ struct Shared {
     pause_at: watch::Sender<Option<Instant>>,
 }
 
-/// The three tasks and the spool's writer. Dropping it stops the tasks.
+/// Two tasks, the heartbeat's thread, and the spool's writer.
 #[derive(Debug)]
 pub struct Reporter {
     shared: Arc<Shared>,
     writer: Writer,
     sender: JoinHandle<()>,
-    heart: JoinHandle<()>,
+    heart: Heart,
     timer: JoinHandle<()>,
 }
 
@@ -95,20 +98,21 @@ enum Verdict {
 
 impl Reporter {
     /// # Errors
-    /// The HTTP client cannot be built.
+    /// The HTTP clients cannot be built, or the thread not be started.
     pub fn start(
         config: ReportConfig,
         (spool, writer): (Spool, Writer),
         gateway: Gateway,
         switch: Switch,
         deadline: Deadline,
-    ) -> Result<Self, ClientError> {
+    ) -> anyhow::Result<Self> {
         let client = ClientConfig::new("backend", &config.callback_url)
             .bearer(config.token.clone())
             .retry(RetryPolicy::NONE)
             .timeout(CALL_TIMEOUT);
         let shared = Arc::new(Shared {
-            client: Client::new(client)?,
+            client: Client::new(client.clone())?,
+            pulse: Client::new(client)?,
             config,
             gateway,
             spool,
@@ -121,7 +125,7 @@ impl Reporter {
             pause_at: watch::Sender::new(None),
         });
         let sender = tokio::spawn(Sender::new(Arc::clone(&shared)).run().in_current_span());
-        let heart = tokio::spawn(heartbeats(Arc::clone(&shared)).in_current_span());
+        let heart = Heart::start(Arc::clone(&shared))?;
         let timer = tokio::spawn(mind_the_budget(Arc::clone(&shared)).in_current_span());
         Ok(Self { shared, writer, sender, heart, timer })
     }
@@ -146,7 +150,7 @@ impl Reporter {
             let _ = (&mut sender).await;
         };
         let in_time = tokio::time::timeout(budget, all).await.is_ok();
-        heart.abort();
+        drop(heart);
         sender.abort();
         in_time && shared.spool.is_delivered()
     }
@@ -154,9 +158,33 @@ impl Reporter {
     /// Stops sending at once; what is not delivered stays in the spool's directory.
     pub fn abandon(self) {
         self.sender.abort();
-        self.heart.abort();
+        drop(self.heart);
         self.timer.abort();
         self.shared.spool.close();
+    }
+}
+
+/// The heartbeat's thread; dropping it ends it.
+#[derive(Debug)]
+struct Heart {
+    _stop: oneshot::Sender<()>,
+}
+
+impl Heart {
+    fn start(shared: Arc<Shared>) -> std::io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (stop, stopped) = oneshot::channel();
+        let span = tracing::Span::current();
+        std::thread::Builder::new().name("heartbeat".into()).spawn(move || {
+            let beat = async {
+                tokio::select! {
+                    () = heartbeats(shared) => {}
+                    _ = stopped => {}
+                }
+            };
+            runtime.block_on(beat.instrument(span));
+        })?;
+        Ok(Self { _stop: stop })
     }
 }
 
@@ -167,7 +195,7 @@ async fn heartbeats(shared: Arc<Shared>) {
             tokio::time::sleep_until(due).await;
             continue;
         }
-        match shared.post(Vec::new()).await {
+        match shared.post(&shared.pulse, Vec::new()).await {
             Ok(_) => shared.contact.notify_waiters(),
             Err(e) if e.status() == Some(410) => return shared.switch.raise(Signal::Fenced),
             Err(e) => {
@@ -202,11 +230,11 @@ impl Shared {
     }
 
     /// Sends once and applies what the reply says about directives and acknowledgements.
-    async fn post(&self, events: Vec<Event>) -> Result<CallbackReply, ClientError> {
+    async fn post(&self, client: &Client, events: Vec<Event>) -> Result<CallbackReply, ClientError> {
         let batch = self.envelope(events);
         let timeout = if self.deadline.is_set() { HURRIED_TIMEOUT } else { CALL_TIMEOUT };
-        let request = self.client.request(Method::POST, "")?.timeout(timeout).json(&batch);
-        let response = self.client.send(request).await?;
+        let request = client.request(Method::POST, "")?.timeout(timeout).json(&batch);
+        let response = client.send(request).await?;
         let reply: CallbackReply =
             response.json().await.map_err(|source| ClientError::Decode { service: "backend", source })?;
         *self.last_contact.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
@@ -301,7 +329,7 @@ impl Sender {
         let mut tries: u32 = 0;
         loop {
             tries = tries.saturating_add(1);
-            match shared.post(batch.clone()).await {
+            match shared.post(&shared.client, batch.clone()).await {
                 Ok(reply) => match self.judge(&batch, reply) {
                     Some(verdict) => return verdict,
                     None => {

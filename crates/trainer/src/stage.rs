@@ -1,9 +1,10 @@
 //! Brings model, data and checkpoint from storage to local disk: verified, resumable, through the cache.
 
 use crate::{
-    cache::{Cache, disk_full, free_bytes, human},
+    cache::{Cache, disk_full, free_bytes},
     engine::TrainError,
     gateway::{Gateway, SMALL, blocking, storage_error},
+    progress::Transfer,
 };
 use backon::BackoffBuilder;
 use futures::{StreamExt, TryStreamExt, stream};
@@ -14,8 +15,6 @@ use std::{
     fs::{File, OpenOptions},
     io::{ErrorKind, Read, Write},
     path::{Component, Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
-    time::Duration,
 };
 use wire::{
     job::FailureCode,
@@ -51,21 +50,6 @@ impl Item {
     }
 }
 
-/// Bytes of a stage; read by whoever shows progress.
-#[derive(Debug, Default)]
-pub struct Transfer {
-    pub done: AtomicU64,
-    pub total: AtomicU64,
-}
-
-impl Transfer {
-    #[must_use]
-    pub fn describe(&self) -> String {
-        let (done, total) = (self.done.load(Ordering::Relaxed), self.total.load(Ordering::Relaxed));
-        format!("{} of {}", human(done), human(total))
-    }
-}
-
 #[derive(Debug, Clone)]
 pub struct Stager {
     pub gateway: Gateway,
@@ -85,8 +69,7 @@ impl Stager {
     /// # Errors
     /// Missing or damaged objects, a full disk, storage that stays unreachable.
     pub async fn stage(&self, items: &[Item], transfer: &Transfer) -> Result<(), TrainError> {
-        transfer.total.store(items.iter().map(|i| i.file.size).sum(), Ordering::Relaxed);
-        transfer.done.store(0, Ordering::Relaxed);
+        transfer.expect(items.iter().map(|i| i.file.size).sum());
         stream::iter(items)
             .map(|item| self.stage_one(item, transfer))
             .buffer_unordered(FILES_IN_FLIGHT)
@@ -118,7 +101,7 @@ impl Stager {
         let file = &item.file;
         let claim = self.cache.claim(&file.sha256).await?;
         if self.cache.take(&claim, file, &item.target).await? {
-            transfer.done.fetch_add(file.size, Ordering::Relaxed);
+            transfer.advance(file.size);
             return Ok(());
         }
         let partial = self.cache.partial(&file.sha256);
@@ -128,7 +111,7 @@ impl Stager {
                 return self.cache.publish(&claim, &file.sha256, &item.target).await;
             }
             std::fs::remove_file(&partial).map_err(|e| TrainError::io("remove", &partial, e))?;
-            transfer.done.fetch_sub(file.size, Ordering::Relaxed);
+            transfer.retract(file.size);
             if last {
                 return Err(TrainError::new(
                     FailureCode::ChecksumMismatch,
@@ -147,7 +130,7 @@ impl Stager {
     /// Completes `partial` and returns its digest. Progress resets the patience.
     async fn download(&self, file: &FileRef, partial: &Path, transfer: &Transfer) -> Result<String, TrainError> {
         let mut download = resume(partial.to_owned(), file.size).await?;
-        transfer.done.fetch_add(download.len, Ordering::Relaxed);
+        transfer.advance(download.len);
         self.cache.make_room(file.size.saturating_sub(download.len), &file.key)?;
         let policy = self.gateway.retry();
         let mut waits = policy.backoff().build();
@@ -175,6 +158,7 @@ impl Stager {
             let Some(wait) = waits.next() else { return Err(storage_error("download", &file.key, error)) };
             direct = file.size > SMALL && !direct;
             tracing::warn!(key = %file.key, at = download.len, error = %chain(&error), "download interrupted, going on in {wait:.1?}");
+            transfer.retrying(&chain(&error));
             tokio::time::sleep(wait).await;
         }
         Ok(hex::encode(download.hasher.finalize()))
@@ -214,7 +198,7 @@ async fn receive(
 ) -> Result<(Download, Option<ClientError>), TrainError> {
     if download.len > 0 && response.status() != StatusCode::PARTIAL_CONTENT {
         // The server ignores ranges: start over.
-        transfer.done.fetch_sub(download.len, Ordering::Relaxed);
+        transfer.retract(download.len);
         download.out.set_len(0).map_err(|e| TrainError::io("truncate", path, e))?;
         std::io::Seek::rewind(&mut download.out).map_err(|e| TrainError::io("rewind", path, e))?;
         (download.hasher, download.len) = (Sha256::new(), 0);
@@ -243,7 +227,7 @@ async fn receive(
                 ));
             }
             (download, buffer) = write(download, buffer, file, path).await?;
-            transfer.done.fetch_add(count, Ordering::Relaxed);
+            transfer.advance(count);
         }
         if ended {
             break;
@@ -277,12 +261,4 @@ async fn write(
         Ok((download, buffer))
     })
     .await
-}
-
-/// Calls `show` with the progress every five seconds until dropped.
-pub async fn show_progress(transfer: &Transfer, mut show: impl FnMut(String)) {
-    loop {
-        tokio::time::sleep(Duration::from_secs(5)).await;
-        show(transfer.describe());
-    }
 }

@@ -7,6 +7,7 @@
 use crate::{
     engine::TrainError,
     gateway::{Gateway, files_below},
+    progress::{Transfer, tell_trouble},
     spool::Spool,
 };
 use service::error::chain;
@@ -182,7 +183,12 @@ impl Worker {
 
     async fn upload(&mut self, waiting: &Waiting) {
         let step = waiting.step;
-        match store_checkpoint(&self.gateway, &self.shared.config.prefix, waiting).await {
+        let transfer = Transfer::default();
+        let stored = tokio::select! {
+            stored = store_checkpoint(&self.gateway, &self.shared.config.prefix, waiting, &transfer) => stored,
+            never = tell_trouble(&transfer, |why| self.say_retrying(step, why)) => match never {},
+        };
+        match stored {
             Ok((prefix, size)) => {
                 self.stored.push(step);
                 self.spool.push(EventKind::Checkpoint { step, prefix: prefix.clone(), size });
@@ -195,6 +201,12 @@ impl Worker {
                 self.spool.push(EventKind::Log { level: Level::Warn, message });
             }
         }
+    }
+
+    fn say_retrying(&self, step: u64, why: &str) {
+        let message =
+            format!("storage retrying: the checkpoint of step {step} is not stored yet, training goes on: {why}");
+        self.spool.push(EventKind::Log { level: Level::Warn, message });
     }
 
     /// Removes checkpoints beyond the limit that are older than what the backend knows.
@@ -216,11 +228,16 @@ impl Worker {
     }
 }
 
-async fn store_checkpoint(gateway: &Gateway, base: &str, waiting: &Waiting) -> Result<(String, u64), TrainError> {
+async fn store_checkpoint(
+    gateway: &Gateway,
+    base: &str,
+    waiting: &Waiting,
+    told: &Transfer,
+) -> Result<(String, u64), TrainError> {
     let prefix = format!("{base}{}", layout::checkpoint_dir(waiting.step));
-    let files = gateway.put_dir(&prefix, &waiting.dir).await?;
+    let files = gateway.put_dir(&prefix, &waiting.dir, told).await?;
     let size = files.iter().map(|f| f.size).sum();
-    store_manifest(gateway, &prefix, files, Some(waiting.step)).await?;
+    store_manifest(gateway, &prefix, files, Some(waiting.step), told).await?;
     Ok((prefix, size))
 }
 
@@ -233,6 +250,7 @@ pub async fn store_manifest(
     prefix: &str,
     files: Vec<FileRef>,
     step: Option<u64>,
+    told: &Transfer,
 ) -> Result<(), TrainError> {
     let key = format!("{prefix}{}", layout::MANIFEST);
     if files.iter().any(|f| f.key == key) {
@@ -240,7 +258,7 @@ pub async fn store_manifest(
     }
     // Plain data with string keys; serialising cannot fail.
     let body = serde_json::to_vec_pretty(&Manifest { files, step }).unwrap_or_default();
-    gateway.put_bytes_retrying(&key, body.into()).await.map(drop)
+    gateway.put_bytes_retrying(&key, body.into(), told).await.map(drop)
 }
 
 /// Hard links of every file below `from`, in the same shape below `to`.

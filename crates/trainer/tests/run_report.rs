@@ -22,9 +22,10 @@ use trainer::{
     control::{Deadline, Signal, Switch},
     engine::TrainError,
     gateway::Gateway,
+    progress::Transfer,
     report::{ReportConfig, Reporter},
     spool::{Spool, SpoolConfig},
-    stage::{Item, Stager, Transfer},
+    stage::{Item, Stager},
 };
 use wire::{
     Directive, EventKind,
@@ -78,6 +79,22 @@ async fn silence_is_filled_with_heartbeats_that_carry_directives() {
     world.backend.direct(Directive::Pause);
     assert_eq!(switch.raised(Signal::Pause).await, Signal::Pause);
     assert!(reporter.finish(stopped(), Duration::from_secs(30)).await);
+}
+
+/// The runtime of the other tasks has one thread here, and something blocks it.
+#[tokio::test]
+async fn heartbeats_go_on_while_nothing_else_does() {
+    let world = World::new(Backend::start(), config(1)).await;
+    let (_spool, reporter, _) = start(&world, &world.backend.url, run_support::gateway_url());
+    world.backend.until("a heartbeat", |l| l.heartbeats >= 1).await;
+    let before = world.backend.ledger().heartbeats;
+    std::thread::sleep(Duration::from_millis(1500));
+    let during = world.backend.ledger().heartbeats - before;
+    assert!(during >= 3, "{during} heartbeats in 1.5 s, wanted every 0.2 s");
+    assert!(reporter.finish(stopped(), Duration::from_secs(30)).await);
+    let after = world.backend.ledger().heartbeats;
+    std::thread::sleep(Duration::from_millis(600));
+    assert_eq!(world.backend.ledger().heartbeats, after, "its thread ends with the reporter");
 }
 
 #[tokio::test]
@@ -139,7 +156,7 @@ async fn stored(world: &World, bytes: &[u8]) -> FileRef {
     let key = format!("{}blob", world.spec.model.prefix);
     let path = world.dir.path().join("blob");
     fs::write(&path, bytes).unwrap();
-    storage().put_file(&key, &path).await.unwrap()
+    storage().put_file(&key, &path, &Transfer::default()).await.unwrap()
 }
 
 fn stager(world: &World, url: &str) -> Stager {
@@ -195,7 +212,7 @@ async fn large_files_go_straight_to_storage_in_parts_and_come_back_whole() {
     fs::write(&path, &bytes).unwrap();
     let key = format!("{}checkpoints/large", world.spec.output_prefix);
     let gateway = Gateway::new(run_support::gateway_url(), world.token(), QUICK).unwrap();
-    let file = gateway.put_file(&key, &path).await.unwrap();
+    let file = gateway.put_file(&key, &path, &Transfer::default()).await.unwrap();
     assert_eq!(file.sha256, digest(&bytes));
     let target = world.dir.path().join("out");
     stager(&world, run_support::gateway_url())
@@ -212,7 +229,7 @@ async fn upload(faults: Faults) -> (UploadDouble, Result<FileRef, TrainError>, V
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("file");
     fs::write(&path, &bytes).unwrap();
-    let result = gateway.put_file("k", &path).await;
+    let result = gateway.put_file("k", &path, &Transfer::default()).await;
     (double, result, bytes)
 }
 

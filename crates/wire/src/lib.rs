@@ -4,6 +4,7 @@
 //! share this crate. The wire may be coarser than what a service stores.
 
 pub mod account;
+pub mod advice;
 pub mod artifact;
 pub mod catalog;
 pub mod config;

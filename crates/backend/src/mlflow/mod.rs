@@ -13,9 +13,10 @@ mod run;
 pub use config::MlflowConfig;
 
 use crate::{AppState, error::Error};
-use backon::{BackoffBuilder, ExponentialBuilder};
+use backon::BackoffBuilder;
 use client::Tracking;
 use rows::{Claimed, Facts, Window};
+use service::retry::RetryPolicy;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -61,11 +62,7 @@ struct Exporter {
 
 impl Exporter {
     async fn run(mut self) {
-        let backoff = ExponentialBuilder::default()
-            .with_min_delay(Duration::from_secs(1))
-            .with_max_delay(Duration::from_secs(30))
-            .without_max_times()
-            .with_jitter();
+        let backoff = RetryPolicy::EXPORT.backoff();
         let mut outage = None;
         loop {
             let wait = match self.pass().await {

@@ -65,13 +65,12 @@ async fn load(context: &Context, api: &Api, job: &JobView, compare: bool) -> Cli
     let cache = cache_dir(context)?;
     let artifacts = api.artifacts(job.id).await?;
     let result = cache.join("jobs").join(job.id.to_string());
-    fetch(context, &artifacts, &result, "result").await?;
+    fetch(context, &result, "result", async || api.artifacts(job.id).await).await?;
     let is_adapter = artifacts.iter().any(|a| a.path == "adapter_config.json");
     let mut base_dir: Option<PathBuf> = None;
     if is_adapter || compare {
-        let files = api.model_files(&job.model, &job.model_revision).await?;
         let dir = cache.join("models").join(&job.model).join(&job.model_revision);
-        fetch(context, &files, &dir, "base model").await?;
+        fetch(context, &dir, "base model", async || api.model_files(&job.model, &job.model_revision).await).await?;
         base_dir = Some(dir);
     }
     let start = |model: &Path, adapter: Option<&Path>| Generator::start(&context.env, &program, model, adapter);
@@ -82,10 +81,16 @@ async fn load(context: &Context, api: &Api, job: &JobView, compare: bool) -> Cli
     }
 }
 
-async fn fetch(context: &Context, files: &[ArtifactView], dir: &Path, what: &str) -> CliResult {
+async fn fetch(
+    context: &Context,
+    dir: &Path,
+    what: &str,
+    list: impl AsyncFn() -> CliResult<Vec<ArtifactView>>,
+) -> CliResult {
+    let files = list().await?;
     let total = files.iter().map(|f| f.size).sum();
     let bar = context.ui.byte_bar(total, what);
-    let result = download_all(files, dir, &bar).await;
+    let result = download_all(&files, dir, &bar, list).await;
     bar.finish_and_clear();
     result.map(drop)
 }

@@ -15,8 +15,9 @@ use check::LocalFile;
 use std::time::Instant;
 use wire::model::{CreateModel, ModelFile, ModelStatus, ModelView, is_valid_name, revision};
 
-/// Signed URLs last 15 minutes; a large model on a slow line needs several rounds of them.
-const ROUNDS: usize = 50;
+/// Signed URLs last 15 minutes; a large model on a slow line needs several rounds of them. So many may pass in a row in
+/// which no part gets through.
+const ROUNDS: usize = 3;
 
 pub async fn run(context: &Context, command: ModelsCommand) -> CliResult {
     match command {
@@ -74,7 +75,8 @@ fn hash(files: &[LocalFile], ui: Ui) -> CliResult<Vec<ModelFile>> {
 async fn upload(api: &Api, body: &CreateModel, files: &[LocalFile], ui: Ui) -> CliResult<Option<ModelView>> {
     let total = body.files.iter().map(|f| f.size).sum();
     let bar = ui.byte_bar(total, "uploading");
-    for _ in 0..ROUNDS {
+    let (mut idle, mut left) = (0, u64::MAX);
+    while idle < ROUNDS {
         let created = api.create_model(body).await?;
         if created.uploads.is_empty() {
             bar.finish_and_clear();
@@ -83,6 +85,9 @@ async fn upload(api: &Api, body: &CreateModel, files: &[LocalFile], ui: Ui) -> C
         // What the registry has already counts as done.
         let open: u64 = created.uploads.iter().map(|u| u.size).sum();
         bar.set_position(total.saturating_sub(open));
+        let missing: u64 = created.uploads.iter().flat_map(|u| &u.parts).map(|p| p.size).sum();
+        idle = if missing < left { 0 } else { idle.saturating_add(1) };
+        left = missing;
         let mut expired = false;
         for session in &created.uploads {
             // A session names its object's key: `models/{name}/{revision}/` and the file's path.
@@ -98,8 +103,8 @@ async fn upload(api: &Api, body: &CreateModel, files: &[LocalFile], ui: Ui) -> C
         }
     }
     bar.finish_and_clear();
-    Err(CliError::failed("the upload did not get through")
-        .hint("run the same command again: it goes on where it stopped"))
+    Err(CliError::failed("the storage refuses the signed URLs, also fresh ones")
+        .hint("check the clocks of this machine and of the storage, and S3_PUBLIC_ENDPOINT of the gateway"))
 }
 
 async fn ls(context: &Context) -> CliResult {

@@ -47,11 +47,18 @@ const COMMON: &[&str] = &[
     "OTEL_EXPORTER_OTLP_HEADERS",
     "OTEL_RESOURCE_ATTRIBUTES",
 ];
-const GATEWAY: &[&str] = &["BUCKET_NAME", "DATASETS_BUCKET", "MODELS_BUCKET", "DATASET_MAX_BYTES", "MODEL_MAX_BYTES"];
+const GATEWAY: &[&str] = &[
+    "BUCKET_NAME",
+    "DATASETS_BUCKET",
+    "MODELS_BUCKET",
+    "DATASET_MAX_BYTES",
+    "MODEL_MAX_BYTES",
+    "SIGNED_URL_SECONDS",
+    "S3_PUBLIC_ENDPOINT",
+];
 /// Only for an outside S3: the embedded one makes its own keys.
 const OUTSIDE_S3: &[&str] = &[
     "S3_ENDPOINT",
-    "S3_PUBLIC_ENDPOINT",
     "AWS_ACCESS_KEY_ID",
     "AWS_ACCESS_KEY_ID_FILE",
     "AWS_SECRET_ACCESS_KEY",

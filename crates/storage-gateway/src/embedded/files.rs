@@ -4,6 +4,7 @@
 //! bucket and key in base64. An object's file is never changed in place, only replaced by rename; so hard
 //! links between objects are safe.
 
+use super::assembly;
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD as BASE64};
 use std::{
     collections::BTreeMap,
@@ -174,6 +175,7 @@ pub(super) fn parts(root: &Path, upload: &Uuid) -> io::Result<Option<BTreeMap<u3
             parts.insert(number, FileInfo::of(&entry)?);
         }
     }
+    assembly::add_taken(root, upload, &mut parts)?;
     Ok(Some(parts))
 }
 
@@ -200,37 +202,22 @@ fn parse_upload_name(name: &str, start: &str) -> Option<(String, Uuid)> {
     Some((key, upload.parse().ok()?))
 }
 
-/// Writes the parts one after the other into `to`; one part is only renamed.
-pub(super) fn assemble(root: &Path, upload: &Uuid, numbers: &[u32], to: &Path) -> io::Result<()> {
-    if let [only] = numbers {
-        return link(root, &root.join(part_name(upload, *only)), to);
-    }
-    let temporary = temporary(root);
-    let write = || {
-        let mut out = File::create(&temporary)?;
-        for number in numbers {
-            // Between files this is a copy inside the kernel.
-            io::copy(&mut File::open(root.join(part_name(upload, *number)))?, &mut out)?;
-        }
-        move_into_place(&temporary, to)
-    };
-    write().inspect_err(|_| {
-        let _ = fs::remove_file(&temporary);
-    })
-}
-
 /// Forgets an upload: first its record, so that it is gone even if we die in the middle.
 pub(super) fn forget_upload(root: &Path, bucket: &str, key: &str, upload: &Uuid) -> io::Result<()> {
     remove_if_there(&root.join(upload_info_name(upload)))?;
     remove_if_there(&root.join(upload_attributes_name(bucket, key, upload)))?;
+    assembly::forget(root, upload)?;
     remove_orphaned_parts(root)
 }
 
-/// Removes parts whose upload is gone.
+/// Removes parts (and what was assembled of them) whose upload is gone.
 pub(super) fn remove_orphaned_parts(root: &Path) -> io::Result<()> {
     for entry in fs::read_dir(root)? {
         let entry = entry?;
-        let Some((upload, _)) = entry.file_name().to_str().and_then(parse_part_name) else { continue };
+        let name = entry.file_name();
+        let upload =
+            name.to_str().and_then(|n| parse_part_name(n).map(|(id, _)| id).or_else(|| assembly::parse_name(n)));
+        let Some(upload) = upload else { continue };
         if !root.join(upload_info_name(&upload)).try_exists()? {
             remove_if_there(&entry.path())?;
         }

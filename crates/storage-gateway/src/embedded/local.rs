@@ -8,7 +8,11 @@
 //! - cannot list uploads, walks the whole bucket for every listing, and leaves sidecars behind on deletion;
 //! - reads 4 KiB at a time; does not sync what it acknowledges, and fails after the write when a key is too long for a sidecar.
 
-use super::files::{self, Sidecar};
+use super::{
+    assembly,
+    files::{self, Sidecar},
+};
+use crate::turns::Turns;
 use s3s::{
     S3, S3Error, S3ErrorCode, S3Request, S3Response, S3Result,
     dto::{
@@ -47,6 +51,8 @@ const CHUNK: usize = 256 << 10;
 pub(super) struct LocalS3 {
     fs: FileSystem,
     root: PathBuf,
+    /// Who completes or aborts an upload.
+    turns: Turns,
     /// Connections run without a subscriber, because s3s logs every 404 as an error; this one is for ours.
     log: tracing::Dispatch,
 }
@@ -56,7 +62,7 @@ impl LocalS3 {
         let fs = FileSystem::new(root).map_err(|e| anyhow::anyhow!("{e:?}"))?;
         files::remove_orphaned_parts(root)?;
         let log = tracing::dispatcher::get_default(Clone::clone);
-        Ok(Self { fs, root: root.canonicalize()?, log })
+        Ok(Self { fs, root: root.canonicalize()?, turns: Turns::default(), log })
     }
 
     fn object_path(&self, bucket: &str, key: &str) -> S3Result<PathBuf> {
@@ -138,10 +144,10 @@ impl LocalS3 {
         }
     }
 
-    async fn check_upload(&self, upload_id: &str) -> S3Result<()> {
+    fn check_upload(&self, upload_id: &str) -> S3Result<Uuid> {
         let upload: Uuid = upload_id.parse().map_err(|_| s3_error!(NoSuchUpload))?;
         let open = self.root.join(files::upload_info_name(&upload)).is_file();
-        if open { Ok(()) } else { Err(s3_error!(NoSuchUpload)) }
+        if open { Ok(upload) } else { Err(s3_error!(NoSuchUpload)) }
     }
 }
 
@@ -279,7 +285,13 @@ impl S3 for LocalS3 {
     }
 
     async fn upload_part(&self, req: S3Request<UploadPartInput>) -> S3Result<S3Response<UploadPartOutput>> {
-        self.check_upload(&req.input.upload_id).await?;
+        let upload = self.check_upload(&req.input.upload_id)?;
+        if assembly::has_begun(&self.root, &upload).unwrap_or(false) {
+            return Err(s3_error!(
+                OperationAborted,
+                "the upload is being completed; its parts cannot be replaced any more"
+            ));
+        }
         self.fs.upload_part(req).await.map_err(|e| self.explain(e))
     }
 
@@ -287,7 +299,7 @@ impl S3 for LocalS3 {
         &self,
         req: S3Request<UploadPartCopyInput>,
     ) -> S3Result<S3Response<UploadPartCopyOutput>> {
-        self.check_upload(&req.input.upload_id).await?;
+        self.check_upload(&req.input.upload_id)?;
         self.fs.upload_part_copy(req).await.map_err(|e| self.explain(e))
     }
 
@@ -317,6 +329,8 @@ impl S3 for LocalS3 {
     ) -> S3Result<S3Response<CompleteMultipartUploadOutput>> {
         let CompleteMultipartUploadInput { bucket, key, upload_id, multipart_upload, .. } = req.input;
         let to = self.target(&bucket, &key)?;
+        // A caller that lost patience asks again while the first call still works.
+        let turn = self.turns.take(self.check_upload(&upload_id)?).await;
         let (upload, stored) = self.parts(&upload_id).await?;
         let wanted = multipart_upload.and_then(|m| m.parts).unwrap_or_default();
         let numbers = check_parts(&wanted, &stored)?;
@@ -325,7 +339,8 @@ impl S3 for LocalS3 {
         let etag = format!("{}-{}", upload.simple(), numbers.len());
         let (root, tag, name, object) = (self.root.clone(), etag.clone(), bucket.clone(), key.clone());
         self.blocking(move || {
-            files::assemble(&root, &upload, &numbers, &to)?;
+            let _turn = turn;
+            assembly::assemble(&root, &upload, &numbers, &to)?;
             let given = std::fs::read(root.join(files::upload_attributes_name(&name, &object, &upload)));
             files::write_atomically(&root, &attributes, &given.unwrap_or_else(|_| b"{}".to_vec()))?;
             files::write_atomically(&root, &info, &serde_json::to_vec(&json!({ "e_tag": tag }))?)?;
@@ -345,10 +360,14 @@ impl S3 for LocalS3 {
         req: S3Request<AbortMultipartUploadInput>,
     ) -> S3Result<S3Response<AbortMultipartUploadOutput>> {
         let AbortMultipartUploadInput { bucket, key, upload_id, .. } = req.input;
-        self.check_upload(&upload_id).await?;
-        let upload: Uuid = upload_id.parse().map_err(|_| s3_error!(NoSuchUpload))?;
+        let turn = self.turns.take(self.check_upload(&upload_id)?).await;
+        let (upload, _) = self.parts(&upload_id).await?;
         let root = self.root.clone();
-        self.blocking(move || files::forget_upload(&root, &bucket, &key, &upload)).await?;
+        self.blocking(move || {
+            let _turn = turn;
+            files::forget_upload(&root, &bucket, &key, &upload)
+        })
+        .await?;
         Ok(S3Response::new(AbortMultipartUploadOutput::default()))
     }
 

@@ -1,6 +1,7 @@
 //! The S3 service of the laptop tier: objects as files below `DATA_DIR/s3`, served over HTTP with SigV4 by
 //! this very process. The gateway itself reaches it as it reaches any other S3.
 
+mod assembly;
 mod files;
 mod local;
 

@@ -143,42 +143,38 @@ impl ObjectStore for S3Store {
             let upload_id = self.create_multipart(to, metadata).await?;
             let result = self.copy_parts(from, to, size, &upload_id).await;
             if result.is_err() {
-                // The sweeper does not look outside the staging area, so this must not be left behind.
+                // What a crash leaves here is the sweeper's.
                 let _ = self.abort_multipart(to, &upload_id).await;
             }
             return result;
         }
         let op = "copy object";
-        let reply = self
-            .call(op, REARRANGE, || {
-                self.client.copy_object(CopyObjectRequest {
-                    bucket: to.bucket.clone(),
-                    key: to.key.clone(),
-                    copy_source: source(from),
-                    metadata: Some(to_map(metadata)),
-                    metadata_directive: Some("REPLACE".into()),
-                    ..Default::default()
-                })
-            })
-            .await?;
-        // S3 may answer 200 with an error in the body; rusoto reads that as a result without fields.
-        let done = reply.copy_object_result.and_then(|r| r.e_tag).is_some();
-        if done { Ok(()) } else { Err(incomplete(op, "ETag")) }
+        self.call(op, REARRANGE, || async {
+            let request = CopyObjectRequest {
+                bucket: to.bucket.clone(),
+                key: to.key.clone(),
+                copy_source: source(from),
+                metadata: Some(to_map(metadata)),
+                metadata_directive: Some("REPLACE".into()),
+                ..Default::default()
+            };
+            let reply = self.client.copy_object(request).await?;
+            named(reply.copy_object_result.and_then(|r| r.e_tag)).map(drop)
+        })
+        .await
     }
 
     async fn create_multipart(&self, at: &Place, metadata: &Metadata) -> StoreResult<String> {
-        let op = "open upload";
-        let reply = self
-            .call(op, QUICK, || {
-                self.client.create_multipart_upload(CreateMultipartUploadRequest {
-                    bucket: at.bucket.clone(),
-                    key: at.key.clone(),
-                    metadata: Some(to_map(metadata)),
-                    ..Default::default()
-                })
-            })
-            .await?;
-        reply.upload_id.ok_or_else(|| incomplete(op, "UploadId"))
+        self.call("open upload", QUICK, || async {
+            let request = CreateMultipartUploadRequest {
+                bucket: at.bucket.clone(),
+                key: at.key.clone(),
+                metadata: Some(to_map(metadata)),
+                ..Default::default()
+            };
+            named(self.client.create_multipart_upload(request).await?.upload_id)
+        })
+        .await
     }
 
     async fn put_part(&self, at: &Place, upload_id: &str, number: u32, body: Bytes) -> StoreResult<Part> {
@@ -232,22 +228,20 @@ impl ObjectStore for S3Store {
 
     async fn complete_multipart(&self, at: &Place, upload_id: &str, parts: &[Part]) -> StoreResult<()> {
         let op = "complete upload";
-        let reply = self
-            .call(op, REARRANGE, || {
-                let parts = parts
-                    .iter()
-                    .map(|part| CompletedPart { e_tag: part.etag.clone(), part_number: Some(part.number.into()) });
-                self.client.complete_multipart_upload(CompleteMultipartUploadRequest {
-                    bucket: at.bucket.clone(),
-                    key: at.key.clone(),
-                    upload_id: upload_id.into(),
-                    multipart_upload: Some(CompletedMultipartUpload { parts: Some(parts.collect()) }),
-                    ..Default::default()
-                })
-            })
-            .await?;
-        // As in `copy`: 200 with an error body.
-        if reply.e_tag.is_some() { Ok(()) } else { Err(incomplete(op, "ETag")) }
+        self.call(op, REARRANGE, || async {
+            let parts = parts
+                .iter()
+                .map(|part| CompletedPart { e_tag: part.etag.clone(), part_number: Some(part.number.into()) });
+            let request = CompleteMultipartUploadRequest {
+                bucket: at.bucket.clone(),
+                key: at.key.clone(),
+                upload_id: upload_id.into(),
+                multipart_upload: Some(CompletedMultipartUpload { parts: Some(parts.collect()) }),
+                ..Default::default()
+            };
+            named(self.client.complete_multipart_upload(request).await?.e_tag).map(drop)
+        })
+        .await
     }
 
     async fn abort_multipart(&self, at: &Place, upload_id: &str) -> StoreResult<()> {
@@ -265,20 +259,31 @@ impl ObjectStore for S3Store {
     }
 
     async fn list_multiparts(&self, bucket: &str, prefix: &str) -> StoreResult<Vec<OpenMultipart>> {
-        let reply = self
-            .call("list uploads", QUICK, || {
-                self.client.list_multipart_uploads(ListMultipartUploadsRequest {
-                    bucket: bucket.into(),
-                    prefix: Some(prefix.into()),
-                    ..Default::default()
+        let mut open = Vec::new();
+        let mut after: (Option<String>, Option<String>) = (None, None);
+        loop {
+            let reply = self
+                .call("list uploads", QUICK, || {
+                    self.client.list_multipart_uploads(ListMultipartUploadsRequest {
+                        bucket: bucket.into(),
+                        prefix: Some(prefix.into()),
+                        key_marker: after.0.clone(),
+                        upload_id_marker: after.1.clone(),
+                        ..Default::default()
+                    })
                 })
-            })
-            .await?;
-        let open = reply.uploads.unwrap_or_default().into_iter().filter_map(|upload| {
-            let initiated = upload.initiated.as_deref().and_then(iso_date);
-            Some(OpenMultipart { key: upload.key?, upload_id: upload.upload_id?, initiated })
-        });
-        Ok(open.collect())
+                .await?;
+            open.extend(reply.uploads.unwrap_or_default().into_iter().filter_map(|upload| {
+                let initiated = upload.initiated.as_deref().and_then(iso_date);
+                Some(OpenMultipart { key: upload.key?, upload_id: upload.upload_id?, initiated })
+            }));
+            let next = (reply.next_key_marker, reply.next_upload_id_marker);
+            // A store that repeats its marker must not keep us here for ever.
+            if !reply.is_truncated.unwrap_or(false) || next.0.is_none() || next == after {
+                return Ok(open);
+            }
+            after = next;
+        }
     }
 
     fn presign(&self, at: &Place, what: &Presign<'_>, expires_in: Duration) -> String {
@@ -355,6 +360,12 @@ fn guarded(body: Body, length: u64) -> ByteStream {
         }
     })
     .boxed()
+}
+
+/// What every good reply names. S3 may answer 200 with an error in the body; rusoto reads that as a result without
+/// fields. It means "try again".
+fn named<E>(value: Option<String>) -> Result<String, RusotoError<E>> {
+    value.ok_or_else(|| RusotoError::ParseError("200 without a result, which is an error in disguise".into()))
 }
 
 fn gone_is_fine(result: StoreResult<()>) -> StoreResult<()> {

@@ -5,12 +5,13 @@ mod error;
 mod presign;
 
 use crate::store::{ObjectStore, Place, StoreError, StoreResult};
-use backon::{ExponentialBuilder, Retryable};
+use backon::Retryable;
 use error::failure;
 use rusoto_core::{Region, RusotoError, request::HttpConfig};
 use rusoto_credential::StaticProvider;
 use rusoto_s3::S3Client;
 use secrecy::{ExposeSecret, SecretString};
+use service::retry::RetryPolicy;
 use std::{
     error::Error,
     fmt,
@@ -123,13 +124,8 @@ impl S3Store {
         F: Fn() -> Fut + Send + Sync,
         Fut: Future<Output = Result<T, RusotoError<E>>> + Send,
     {
-        let backoff = ExponentialBuilder::default()
-            .with_min_delay(Duration::from_millis(100))
-            .with_max_delay(Duration::from_secs(2))
-            .with_max_times(4)
-            .with_jitter();
         (|| self.once(op, limit, &build))
-            .retry(backoff)
+            .retry(RetryPolicy::OBJECT_STORE.backoff())
             .when(StoreError::is_transient)
             .notify(|error, wait| {
                 metrics::counter!("store_retries_total", "op" => op).increment(1);

@@ -1,6 +1,9 @@
 //! What `hone-trainer run` reads from its environment.
 
-use crate::engine::device::{DeviceChoice, HONE_DEVICE};
+use crate::{
+    engine::device::{DeviceChoice, HONE_DEVICE},
+    gateway::PATIENCE,
+};
 use anyhow::{Context, bail};
 use service::{Env, SecretString, client::RetryPolicy};
 use std::{num::NonZero, path::PathBuf, thread::available_parallelism, time::Duration};
@@ -22,6 +25,8 @@ pub struct RunConfig {
     pub callback_retry: RetryPolicy,
     /// For one transfer, counted from its last progress.
     pub storage_retry: RetryPolicy,
+    /// Longest silence of a transfer.
+    pub storage_patience: Duration,
     pub report_interval: Duration,
     pub log_interval: Duration,
     /// From SIGTERM to exit.
@@ -61,16 +66,9 @@ impl RunConfig {
             device: env.parse_or(HONE_DEVICE, DeviceChoice::Auto)?,
             cache_bytes: env.parse_or("CACHE_MAX_BYTES", 50_000_000_000)?,
             spool_bytes: env.parse_or("SPOOL_MAX_BYTES", 16 << 20)?,
-            callback_retry: RetryPolicy {
-                first_wait: millis(env, "CALLBACK_RETRY_FIRST_MS", 4_000)?,
-                max_wait: millis(env, "CALLBACK_RETRY_MAX_MS", 30_000)?,
-                retries: env.parse_or("CALLBACK_RETRIES", 5)?,
-            },
-            storage_retry: RetryPolicy {
-                first_wait: millis(env, "STORAGE_RETRY_FIRST_MS", 1_000)?,
-                max_wait: millis(env, "STORAGE_RETRY_MAX_MS", 30_000)?,
-                retries: env.parse_or("STORAGE_RETRIES", 8)?,
-            },
+            callback_retry: retry(env, "CALLBACK", RetryPolicy::CALLBACK)?,
+            storage_retry: retry(env, "STORAGE", RetryPolicy::TRANSFER)?,
+            storage_patience: env.parse("STORAGE_TIMEOUT_MS")?.map_or(PATIENCE, Duration::from_millis),
             report_interval: millis(env, "REPORT_INTERVAL_MS", 250)?,
             log_interval: millis(env, "LOG_UPLOAD_MS", 15_000)?,
             grace: millis(env, "STOP_GRACE_MS", 25_000)?,
@@ -100,19 +98,36 @@ impl RunConfig {
         format!("{}{name}", self.spec.output_prefix)
     }
 
-    /// The step in `resume_from`, which ends with `checkpoint-{step}/`.
+    /// The step of `resume_from`.
     #[must_use]
     pub fn resume_step(&self) -> Option<u64> {
-        let prefix = self.spec.resume_from.as_deref()?;
-        let step = prefix.trim_end_matches('/').rsplit('-').next()?.parse().ok()?;
-        prefix.ends_with(&layout::checkpoint_dir(step)).then_some(step)
+        checkpoint_step(self.spec.resume_from.as_deref()?)
     }
+}
+
+/// The step in a prefix that ends with `checkpoint-{step}/`.
+#[must_use]
+pub fn checkpoint_step(prefix: &str) -> Option<u64> {
+    let step = prefix.trim_end_matches('/').rsplit('-').next()?.parse().ok()?;
+    prefix.ends_with(&layout::checkpoint_dir(step)).then_some(step)
 }
 
 /// `attempt-{n}`
 #[must_use]
 pub fn attempt_name(attempt: u32) -> String {
     format!("attempt-{attempt}")
+}
+
+/// `{name}_RETRY_FIRST_MS`, `{name}_RETRY_MAX_MS`, `{name}_RETRIES`.
+fn retry(env: &Env, name: &str, default: RetryPolicy) -> Result<RetryPolicy, service::EnvError> {
+    let wait = |end: &str, default| {
+        env.parse(&format!("{name}_RETRY_{end}_MS")).map(|ms| ms.map_or(default, Duration::from_millis))
+    };
+    Ok(RetryPolicy {
+        first_wait: wait("FIRST", default.first_wait)?,
+        max_wait: wait("MAX", default.max_wait)?,
+        retries: env.parse_or(&format!("{name}_RETRIES"), default.retries)?,
+    })
 }
 
 fn millis(env: &Env, name: &str, default: u64) -> Result<Duration, service::EnvError> {

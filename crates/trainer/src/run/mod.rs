@@ -22,8 +22,12 @@ use crate::{
     upload::{UploadConfig, Uploader},
 };
 use actix_web::http::header::{HeaderMap, HeaderName};
-use service::{Env, error::chain};
-use std::{process::ExitCode, sync::Arc, time::Duration};
+use service::{ClientError, Env, error::chain};
+use std::{
+    process::ExitCode,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::Instrument;
 use training::{Attempt, End};
@@ -62,10 +66,10 @@ pub async fn estimate(env: &Env, at_least: Duration) -> anyhow::Result<(Estimate
     config.spec.attempt = 0;
     config.spec.resume_from = None;
     let config = Arc::new(config);
-    let gateway = Gateway::new(&config.gateway_url, config.token.clone(), config.storage_retry)?;
+    let gateway = open_gateway(&config)?;
     let (spool, _writer) = Spool::open(SpoolConfig::new(config.attempt_dir().join("spool")))?;
     let (switch, deadline) = (Switch::default(), Deadline::default());
-    let attempt = Attempt { config: Arc::clone(&config), gateway, spool, switch, deadline };
+    let attempt = Attempt { config: Arc::clone(&config), gateway, spool, switch, deadline, resumed: OnceLock::new() };
     let staged = attempt.stage().await;
     let result = match staged {
         Ok(setup) => tokio::task::spawn_blocking(move || engine::estimate(&setup, at_least)).await?,
@@ -74,6 +78,11 @@ pub async fn estimate(env: &Env, at_least: Duration) -> anyhow::Result<(Estimate
     // What stays is swept like the remains of any attempt.
     let _ = std::fs::remove_dir_all(config.attempt_dir());
     Ok((result?, config.spec.model.name.clone()))
+}
+
+fn open_gateway(config: &RunConfig) -> Result<Gateway, ClientError> {
+    let RunConfig { gateway_url, token, storage_retry, storage_patience, .. } = config;
+    Gateway::with_patience(gateway_url, token.clone(), *storage_retry, *storage_patience)
 }
 
 /// Continues the launcher's trace, given as `TRACEPARENT`.
@@ -88,7 +97,7 @@ async fn attempt(config: RunConfig, log: LogFile) -> anyhow::Result<i32> {
     let config = Arc::new(config);
     let (switch, deadline) = (Switch::default(), Deadline::default());
     listen_for_sigterm(switch.clone(), deadline.clone(), config.grace)?;
-    let gateway = Gateway::new(&config.gateway_url, config.token.clone(), config.storage_retry)?;
+    let gateway = open_gateway(&config)?;
     let spool_config =
         SpoolConfig { max_bytes: config.spool_bytes, ..SpoolConfig::new(config.attempt_dir().join("spool")) };
     let (spool, writer) = match Spool::open(spool_config) {
@@ -130,6 +139,7 @@ async fn attempt(config: RunConfig, log: LogFile) -> anyhow::Result<i32> {
         spool,
         switch: switch.clone(),
         deadline: deadline.clone(),
+        resumed: OnceLock::new(),
     };
     let result = tokio::select! {
         result = attempt.run(&uploader, submitter) => result,

@@ -1,25 +1,27 @@
 //! Stage, train, upload: the part of an attempt that can fail, be stopped, or succeed.
 
-use super::{RunConfig, observer::EngineObserver};
+use super::{RunConfig, config::checkpoint_step, observer::EngineObserver};
 use crate::{
     cache::{Cache, human},
     control::{Deadline, Signal, Switch},
     engine::{self, Outcome, Setup, TrainError},
     gateway::Gateway,
+    progress::{Transfer, show_progress},
     spool::Spool,
-    stage::{Item, Stager, Transfer, show_progress},
+    stage::{Item, Stager},
     upload::{Durable, Submitter, Uploader, store_manifest},
 };
 use std::{
     any::Any,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 use tokio::sync::oneshot;
 use wire::{
     EventKind,
-    event::{Phase, StopReason, Summary},
+    event::{Level, Phase, StopReason, Summary},
+    job::FailureCode,
     layout,
     storage::FileRef,
 };
@@ -44,6 +46,8 @@ pub struct Attempt {
     pub spool: Spool,
     pub switch: Switch,
     pub deadline: Deadline,
+    /// The checkpoint it goes on from, once staged.
+    pub resumed: OnceLock<Durable>,
 }
 
 impl Attempt {
@@ -133,15 +137,10 @@ impl Attempt {
             adapter = Some(target);
         }
 
-        let mut resume = None;
-        if let Some(prefix) = &spec.resume_from {
-            let target = self.resume_dir();
-            let items = stager.checkpoint_items(prefix, &target).await?;
-            let step =
-                config.resume_step().map(|s| format!("checkpoint of step {s}")).unwrap_or_else(|| prefix.clone());
-            self.transfer(&stager, Phase::StagingModel, &step, &items).await?;
-            resume = Some(target);
-        }
+        let resume = match &spec.resume_from {
+            Some(prefix) => self.stage_checkpoint(&stager, prefix).await?,
+            None => None,
+        };
         Ok(Setup {
             config: spec.config.clone(),
             model_dir,
@@ -158,6 +157,65 @@ impl Attempt {
         })
     }
 
+    /// Brings the checkpoint in `prefix`, or the newest earlier one that is whole. `None`: none is.
+    async fn stage_checkpoint(&self, stager: &Stager, prefix: &str) -> Result<Option<PathBuf>, TrainError> {
+        let mut next = Some(Durable { step: self.config.resume_step().unwrap_or(u64::MAX), prefix: prefix.to_owned() });
+        let mut earlier: Option<Vec<Durable>> = None;
+        let target = self.resume_dir();
+        while let Some(checkpoint) = next {
+            let error = match self.bring_checkpoint(stager, &checkpoint, &target).await {
+                Ok(()) => {
+                    // Nothing reads it before the staging is over.
+                    let _ = self.resumed.set(checkpoint);
+                    return Ok(Some(target));
+                }
+                Err(error) => error,
+            };
+            if !matches!(error.code, FailureCode::ChecksumMismatch | FailureCode::ArtifactMissing) {
+                return Err(error);
+            }
+            let mut known = match earlier.take() {
+                Some(known) => known,
+                None => self.checkpoints_before(checkpoint.step).await?,
+            };
+            next = known.pop();
+            earlier = Some(known);
+            let going_on = next.as_ref().map_or_else(
+                || "there is no earlier one, so training starts from the beginning".to_owned(),
+                |c| format!("going on from the checkpoint of step {}", c.step),
+            );
+            let message = format!("a checkpoint cannot be used, {going_on}: {error}");
+            tracing::warn!("{message}");
+            self.spool.push(EventKind::Log { level: Level::Warn, message });
+            // Whatever arrived of it.
+            let _ = std::fs::remove_dir_all(&target);
+        }
+        Ok(None)
+    }
+
+    async fn bring_checkpoint(&self, stager: &Stager, from: &Durable, target: &Path) -> Result<(), TrainError> {
+        let items = stager.checkpoint_items(&from.prefix, target).await?;
+        let what = match from.step {
+            u64::MAX => from.prefix.clone(),
+            step => format!("checkpoint of step {step}"),
+        };
+        self.transfer(stager, Phase::StagingModel, &what, &items).await
+    }
+
+    /// Complete checkpoints of all attempts of this job before `step`, oldest first.
+    async fn checkpoints_before(&self, step: u64) -> Result<Vec<Durable>, TrainError> {
+        let spec = &self.config.spec;
+        let keys = self.gateway.keys(&layout::job_prefix(spec.user_id, spec.job_id)).await?;
+        let complete = keys.iter().filter_map(|key| {
+            let prefix = key.strip_suffix(layout::MANIFEST)?;
+            let found = checkpoint_step(prefix)?;
+            (found < step).then(|| Durable { step: found, prefix: prefix.to_owned() })
+        });
+        let mut complete: Vec<Durable> = complete.collect();
+        complete.sort_by(|a, b| (a.step, &a.prefix).cmp(&(b.step, &b.prefix)));
+        Ok(complete)
+    }
+
     async fn transfer(&self, stager: &Stager, phase: Phase, what: &str, items: &[Item]) -> Result<(), TrainError> {
         let size = human(items.iter().map(|i| i.file.size).sum());
         let files = if items.len() == 1 { "1 file".to_owned() } else { format!("{} files", items.len()) };
@@ -165,7 +223,7 @@ impl Attempt {
         let transfer = Transfer::default();
         tokio::select! {
             result = stager.stage(items, &transfer) => result,
-            () = show_progress(&transfer, |progress| self.phase(phase, format!("{what}: {progress}"))) => Ok(()),
+            never = show_progress(&transfer, |p| self.phase(phase, format!("{what}: {p}"))) => match never {},
         }
     }
 
@@ -214,16 +272,18 @@ impl Attempt {
 
     async fn publish(&self, artifacts: &Path, summary: Summary, uploader: &Uploader) -> Result<End, TrainError> {
         self.phase(Phase::Uploading, "artifacts");
+        let transfer = Transfer::default();
         let upload = async {
             let prefix = self.config.folder(layout::ARTIFACTS);
-            let manifest = self.gateway.put_dir(&prefix, artifacts).await?;
-            store_manifest(&self.gateway, &prefix, manifest.clone(), None).await?;
+            let manifest = self.gateway.put_dir(&prefix, artifacts, &transfer).await?;
+            store_manifest(&self.gateway, &prefix, manifest.clone(), None, &transfer).await?;
             // Nobody needs the last checkpoint of a finished run, but a half-stored one must not be left.
             uploader.settle().await;
             Ok(End::Finished { manifest, summary })
         };
         tokio::select! {
             end = upload => end,
+            never = show_progress(&transfer, |p| self.phase(Phase::Uploading, format!("artifacts: {p}"))) => match never {},
             () = self.work_deadline() => Ok(self.stopped(Signal::Preempt, None, uploader)),
             _ = self.switch.raised(Signal::Cancel) => Ok(self.stopped(Signal::Cancel, None, uploader)),
         }
@@ -232,9 +292,10 @@ impl Attempt {
     /// The end of an attempt stopped at `step` (of the last checkpoint, when unknown).
     fn stopped(&self, signal: Signal, step: Option<u64>, uploader: &Uploader) -> End {
         let Some(reason) = signal.stop_reason() else { return End::Fenced };
-        let durable = uploader.durable().or_else(|| {
-            let prefix = self.config.spec.resume_from.clone()?;
-            Some(Durable { step: self.config.resume_step()?, prefix })
+        let durable = uploader.durable().or_else(|| match self.resumed.get() {
+            Some(resumed) => Some(resumed.clone()),
+            // Stopped before it was staged.
+            None => Some(Durable { step: self.config.resume_step()?, prefix: self.config.spec.resume_from.clone()? }),
         });
         let step = step.or(durable.as_ref().map(|d| d.step)).unwrap_or(0);
         let checkpoint = if reason == StopReason::Cancelled { None } else { durable.map(|d| d.prefix) };

@@ -22,7 +22,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tempfile::TempDir;
-use trainer::gateway::Gateway;
+use trainer::{gateway::Gateway, progress::Transfer};
 use wire::{
     DatasetId, JobId, JobSpec, TrainingConfig, UserId,
     dataset::DatasetFormat,
@@ -105,12 +105,15 @@ impl World {
         let prefix = layout::model_prefix(&name, revision);
         let mut files = Vec::new();
         for path in trainer::gateway::files_below(&fixture("model")).unwrap() {
-            let stored = storage.put_file(&format!("{prefix}{path}"), &fixture("model").join(&path)).await.unwrap();
+            let stored = storage
+                .put_file(&format!("{prefix}{path}"), &fixture("model").join(&path), &Transfer::default())
+                .await
+                .unwrap();
             files.push(ModelFile { path, size: stored.size, sha256: stored.sha256 });
         }
         let dataset = DatasetId::random();
         let key = format!("{}train.jsonl", layout::dataset_prefix(user, dataset));
-        let train = storage.put_file(&key, &fixture("train.jsonl")).await.unwrap();
+        let train = storage.put_file(&key, &fixture("train.jsonl"), &Transfer::default()).await.unwrap();
         let spec = JobSpec {
             job_id: job,
             user_id: user,

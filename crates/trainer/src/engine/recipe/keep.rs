@@ -1,12 +1,13 @@
 //! What a run keeps: checkpoints while it goes on, artifacts when it is done, and the reason when it gives up.
 
 use super::{Run, phase};
+use crate::cache::{disk_full, free_bytes};
 use crate::engine::{
     Outcome, TrainError, artifacts,
     checkpoint::{self, Kind},
     memory, optim,
 };
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use wire::{
     event::{EventKind, Level, Phase, Summary},
     job::FailureCode,
@@ -35,7 +36,8 @@ impl Run<'_> {
         let t = &self.setup.config.training;
         let best_step = self.state.best.at.map(|(step, _)| step).filter(|_| t.load_best_model_at_end);
         let earlier = self.best.as_deref().filter(|_| best_step != Some(step));
-        let dir = checkpoint::save(&root, &self.kind, params, &self.optimizer, &self.state, earlier)?;
+        let dir = checkpoint::save(&root, &self.kind, params, &self.optimizer, &self.state, earlier)
+            .map_err(|e| self.no_room(e, &root))?;
         self.observer.checkpoint(step, &dir);
         if t.load_best_model_at_end {
             self.best = checkpoint::best_file(&dir, &self.kind, &self.state);
@@ -88,11 +90,27 @@ impl Run<'_> {
         self.gave_up(&what, step)
     }
 
-    fn gave_up(&self, what: &str, step: u64) -> TrainError {
-        let kept = match &self.saved {
+    fn kept(&self) -> String {
+        match &self.saved {
             Some((step, _)) => format!("the checkpoint of step {step} is kept"),
             None => "there is no earlier checkpoint".into(),
-        };
+        }
+    }
+
+    /// A checkpoint that found no room says how much it needs; other errors stay as they are.
+    fn no_room(&self, error: TrainError, root: &Path) -> TrainError {
+        if error.code != FailureCode::DiskFull {
+            return error;
+        }
+        // What is trained and two moments of it, four bytes each.
+        let values = self.model.params().iter().map(|(_, var)| u64::try_from(var.elem_count()).unwrap_or(u64::MAX));
+        let need = values.fold(0, |sum: u64, n| sum.saturating_add(n.saturating_mul(12)));
+        let what = format!("the checkpoint of step {} ({})", self.state.step, self.kept());
+        disk_full(&what, root, need, free_bytes(root).unwrap_or(0)).caused_by(error)
+    }
+
+    fn gave_up(&self, what: &str, step: u64) -> TrainError {
+        let kept = self.kept();
         let t = &self.setup.config.training;
         TrainError::new(
             FailureCode::Diverged,
