@@ -1,10 +1,10 @@
 # The targets are what CI runs. PROFILE=dev builds faster and runs slower.
 PROFILE ?= release
 
-.PHONY: help setup demo up test test-resume check bench bench-api bench-callbacks bench-trainer soak build
+.PHONY: help setup demo up test test-resume test-upload-20g check bench bench-api bench-callbacks bench-reporting bench-trainer soak build
 
 help: ## Show this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## Install what building and running need (Debian, Ubuntu; says what to do elsewhere)
 	@scripts/setup.sh
@@ -24,6 +24,9 @@ test: setup ## Run all tests, with real Postgres, S3 and trainer processes
 test-resume: ## Kill the trainer 100 times at random moments and compare the resumed runs' bytes
 	@HONE_KILLS=100 scripts/test.sh --no-capture -E 'test(killed_at_random_moments)'
 
+test-upload-20g: setup ## Upload 20 GB with five cuts through a release gateway (20 GB of disk, some minutes)
+	@scripts/test-upload.sh 19074
+
 check: ## Formatting, lints, dependency directions, file lengths, licences
 	@scripts/check.sh
 
@@ -40,6 +43,9 @@ bench-callbacks: setup build ## Measure callbacks and live streams under load, a
 soak: setup build ## Kill backend, storage and database at random for 15 minutes while 200 jobs run, and count (half an hour)
 	@cargo build --quiet --profile $(PROFILE) --workspace --example script_trainer
 	@python3 scripts/soak.py target/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE)) target/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))/examples --write
+
+bench-reporting: setup build ## Measure step times while the backend is away for 10 minutes (about 21 minutes)
+	@python3 scripts/bench_reporting.py target/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE)) --down 600 --write
 
 bench-trainer: ## Compare training speed and memory with PyTorch + PEFT (own virtual environment, about 15 minutes)
 	@cargo build --quiet --release --workspace --example bench_step

@@ -149,7 +149,15 @@ impl Stager {
             if download.len > before {
                 waits = policy.backoff().build();
             }
-            let Some(error) = error else { continue };
+            let Some(error) = error else {
+                if download.len < file.size {
+                    return Err(shorter(file, partial));
+                }
+                continue;
+            };
+            if error.status() == Some(StatusCode::RANGE_NOT_SATISFIABLE.as_u16()) {
+                return Err(shorter(file, partial));
+            }
             let refused = matches!(error.status(), Some(401 | 403));
             let may_pass = error.is_transient() || (refused && direct);
             if !may_pass {
@@ -233,11 +241,16 @@ async fn receive(
             break;
         }
     }
-    if cut.is_none() && download.len < file.size {
-        let body = format!("{} ended after {} of {} bytes", file.key, download.len, file.size);
-        cut = Some(ClientError::Status { service, status: StatusCode::BAD_GATEWAY, body });
-    }
     Ok((download, cut))
+}
+
+/// The whole object arrived, and it is not all that was promised. What is left of it must not be resumed.
+fn shorter(file: &FileRef, partial: &Path) -> TrainError {
+    let _ = std::fs::remove_file(partial);
+    TrainError::new(
+        FailureCode::ChecksumMismatch,
+        format!("{} is shorter than the {} bytes it should have; upload it again", file.key, file.size),
+    )
 }
 
 async fn write(

@@ -5,6 +5,7 @@
 //! processes of the attempt stay in its session; that is how they are found again and proven gone.
 
 pub mod log;
+mod oom;
 pub mod procfs;
 pub mod record;
 
@@ -165,6 +166,7 @@ fn start(args: &Arguments, record: &mut Record) -> io::Result<std::process::Chil
 
 fn run(args: &Arguments, mut child: std::process::Child, ooms: u64) -> io::Result<ExitRecord> {
     let log = Arc::new(BoundedLog::open(&args.record));
+    let watch = i32::try_from(child.id()).map_or(None, |pid| Some(oom::Watch::start(pid, ooms)));
     let copies: Vec<_> = [
         child.stdout.take().map(|pipe| copy(pipe, Arc::clone(&log))),
         child.stderr.take().map(|pipe| copy(pipe, Arc::clone(&log))),
@@ -173,13 +175,14 @@ fn run(args: &Arguments, mut child: std::process::Child, ooms: u64) -> io::Resul
     .flatten()
     .collect();
     let status = child.wait()?;
+    let struck = watch.is_some_and(|watch| watch.struck());
     end_stragglers();
     // A grandchild that left the group may hold a pipe open; it must not hold up the exit record.
     let patience = Instant::now() + Duration::from_secs(1);
     while copies.iter().any(|c| !c.is_finished()) && Instant::now() < patience {
         thread::sleep(Duration::from_millis(5));
     }
-    Ok(ExitRecord { ending: ending(status, ooms), peak_memory: peak_memory(), finished_at: Utc::now() })
+    Ok(ExitRecord { ending: ending(status, struck), peak_memory: peak_memory(), finished_at: Utc::now() })
 }
 
 /// Drains `pipe` to its end, also when the log cannot be written: a full disk must not stop the trainer.
@@ -208,13 +211,10 @@ fn end_stragglers() {
     }
 }
 
-fn ending(status: ExitStatus, ooms_before: u64) -> Ending {
+fn ending(status: ExitStatus, struck: bool) -> Ending {
     match (status.code(), status.signal()) {
         (Some(code), _) => Ending::Code { code },
-        (None, Some(signal)) => {
-            let out_of_memory = signal == libc::SIGKILL && procfs::oom_kills() > ooms_before;
-            Ending::Signal { signal, out_of_memory }
-        }
+        (None, Some(signal)) => Ending::Signal { signal, out_of_memory: struck && signal == libc::SIGKILL },
         (None, None) => Ending::Lost,
     }
 }
