@@ -16,7 +16,7 @@ use service::{
     server::ServerConfig,
     token::{TokenError, TokenKey},
 };
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
+use std::{collections::BTreeMap, net::SocketAddr, num::NonZeroU16, path::PathBuf, time::Duration};
 
 /// Default size limit of a dataset: 500 MB.
 const DATASET_MAX_BYTES: u64 = 500 * 1000 * 1000;
@@ -76,6 +76,8 @@ pub struct Config {
     pub bootstrap_key: Option<SecretString>,
     pub training: TrainingMode,
     pub policy: Policy,
+    /// How long after its last word a backend still counts as the leading one.
+    pub leader_lease: Duration,
     pub limits: LimitsConfig,
     pub oidc: Option<OidcConfig>,
     /// Presets and GPU configurations.
@@ -101,13 +103,16 @@ impl Config {
         )?;
         Ok(Self {
             server: ServerConfig::from_env("hone-backend", env, 8700)?,
-            database: DbConfig::new(url.into()),
+            database: DbConfig::from_env(url.into(), env)?,
             gateway_url: gateway.trim_end_matches('/').to_owned(),
             base_url: env.get("BACKEND_BASE_URL").map(|v| v.trim_end_matches('/').to_owned()),
             token_key: TokenKey::new(signing).map_err(ConfigError::SigningKey)?,
             bootstrap_key: bootstrap_key(env)?,
             training: training_mode(env)?,
             policy: Policy::from_env(env)?,
+            leader_lease: Duration::from_secs(
+                env.parse_or("LEADER_SECONDS", NonZeroU16::new(15).unwrap_or(NonZeroU16::MIN))?.get().into(),
+            ),
             limits: LimitsConfig::from_env(env)?,
             oidc: OidcConfig::from_env(env)?,
             catalog: Catalog::from_env(env)?,

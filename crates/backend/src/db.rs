@@ -19,6 +19,7 @@ use diesel_async::{
 };
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 use futures::FutureExt;
+use service::{Env, EnvError, fail_point};
 use std::{str::FromStr, time::Duration};
 use tokio_postgres::NoTls;
 use wire::ids::UserId;
@@ -42,6 +43,8 @@ pub struct DbConfig {
     /// Longest wait for a free connection; then 503.
     pub wait_timeout: Duration,
     pub statement_timeout: Duration,
+    /// Longest wait for a lock; then 503.
+    pub lock_timeout: Duration,
 }
 
 impl DbConfig {
@@ -53,7 +56,24 @@ impl DbConfig {
             connect_timeout: Duration::from_secs(3),
             wait_timeout: Duration::from_secs(3),
             statement_timeout: Duration::from_secs(15),
+            lock_timeout: Duration::from_secs(5),
         }
+    }
+
+    /// Reads `DATABASE_POOL_SIZE`, `DATABASE_WAIT_SECONDS` and `DATABASE_LOCK_SECONDS`.
+    pub fn from_env(url: secrecy::SecretString, env: &Env) -> Result<Self, EnvError> {
+        let base = Self::new(url);
+        let seconds = |name: &str, default: Duration| -> Result<Duration, EnvError> {
+            Ok(env.parse::<std::num::NonZeroU16>(name)?.map_or(default, |s| Duration::from_secs(s.get().into())))
+        };
+        Ok(Self {
+            pool_size: env
+                .parse::<std::num::NonZeroU16>("DATABASE_POOL_SIZE")?
+                .map_or(base.pool_size, |n| n.get().into()),
+            wait_timeout: seconds("DATABASE_WAIT_SECONDS", base.wait_timeout)?,
+            lock_timeout: seconds("DATABASE_LOCK_SECONDS", base.lock_timeout)?,
+            ..base
+        })
     }
 }
 
@@ -164,7 +184,9 @@ impl Db {
         };
         match done {
             Ok((value, record)) => {
+                fail_point!("commit.before");
                 AnsiTransactionManager::commit_transaction(conn).await?;
+                fail_point!("commit.after");
                 if let Some(record) = record {
                     record.committed();
                 }
@@ -198,8 +220,9 @@ fn session(config: &DbConfig, statement_timeout: Duration) -> Result<tokio_postg
     let mut postgres = tokio_postgres::Config::from_str(config.url.expose_secret()).map_err(DbError::Url)?;
     let given = postgres.get_options().unwrap_or_default();
     let options = format!(
-        "{given} -c statement_timeout={} -c lock_timeout=5000 -c idle_in_transaction_session_timeout=60000",
-        statement_timeout.as_millis()
+        "{given} -c statement_timeout={} -c lock_timeout={} -c idle_in_transaction_session_timeout=60000",
+        statement_timeout.as_millis(),
+        config.lock_timeout.as_millis()
     );
     postgres.options(options.trim()).connect_timeout(config.connect_timeout).application_name("hone-backend");
     Ok(postgres)

@@ -15,6 +15,7 @@ pub mod estimation;
 pub mod gateway;
 pub mod hub;
 pub mod jobs;
+pub mod leader;
 pub mod limits;
 pub mod lineage;
 pub mod mlflow;
@@ -39,6 +40,7 @@ use db::{Db, Direction};
 use futures::FutureExt;
 use gateway::Gateway;
 use jobs::Jobs;
+use leader::Leadership;
 use limits::Limits;
 use oidc::Oidc;
 use service::{Env, server, telemetry};
@@ -66,6 +68,7 @@ pub async fn run(env: Env) -> anyhow::Result<()> {
         base_url,
         limits: Arc::new(Limits::new(&config.limits)),
         oidc: config.oidc.clone().map(Oidc::new).transpose()?.map(Arc::new),
+        leader: Leadership::new(config.leader_lease),
         config: Arc::new(config),
     };
     if let Some(key) = state.config.bootstrap_key.clone() {
@@ -76,6 +79,7 @@ pub async fn run(env: Env) -> anyhow::Result<()> {
         stored.context("cannot store the bootstrap key")?;
     }
     let stop = CancellationToken::new();
+    let leading = tokio::spawn(state.leader.clone().run(state.db.clone(), stop.clone()));
     let sweeper = tokio::spawn(sweep::run(state.clone(), stop.clone()));
     let pulls = tokio::spawn(hub::pull::run(state.clone(), stop.clone()));
     let exporter = state.config.mlflow.clone();
@@ -91,6 +95,7 @@ pub async fn run(env: Env) -> anyhow::Result<()> {
     server::serve(state.config.server.clone(), listener, telemetry.metrics.clone(), readiness(&state), routes).await?;
     stop.cancel();
     sweeper.await?;
+    leading.await?;
     pulls.await?;
     if let Some(exporter) = exporter {
         exporter.await?;

@@ -213,6 +213,14 @@ diesel::table! {
 }
 
 diesel::table! {
+    leaders (singleton) {
+        singleton -> Bool,
+        holder -> Uuid,
+        expires_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
     idempotency_keys (user_id, key) {
         user_id -> Uuid,
         key -> Text,

@@ -1,7 +1,8 @@
 //! What every handler and background task shares.
 
 use crate::{
-    config::Config, db::Db, gateway::Gateway, hub::HubClient, jobs::launcher::Launcher, limits::Limits, oidc::Oidc,
+    config::Config, db::Db, gateway::Gateway, hub::HubClient, jobs::launcher::Launcher, leader::Leadership,
+    limits::Limits, oidc::Oidc,
 };
 use service::outgoing::Outgoing;
 use std::sync::Arc;
@@ -19,6 +20,8 @@ pub struct AppState {
     /// Where trainers reach this backend, without a trailing slash.
     pub base_url: String,
     pub limits: Arc<Limits>,
+    /// Whether this backend is the one that sweeps.
+    pub leader: Leadership,
     /// The identity provider, when there is one.
     pub oidc: Option<Arc<Oidc>>,
 }

@@ -14,20 +14,25 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 const EVERY: Duration = Duration::from_secs(60);
+/// Between two looks whether it is for us to sweep.
+const LOOK: Duration = Duration::from_secs(1);
 /// A client may come back to an upload straight to storage for this long.
 const SESSION_SILENCE: TimeDelta = TimeDelta::hours(24);
 
-/// Sweeps until `stop`.
+/// Sweeps until `stop`, as long as this backend leads: one of several is enough.
 pub async fn run(state: AppState, stop: CancellationToken) {
-    let mut tick = tokio::time::interval(EVERY);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
+        let wait = if state.leader.leads() {
+            if let Err(error) = sweep(&state).await {
+                tracing::warn!(error = %service::error::chain(&error), "sweeping uploads failed, trying again in a minute");
+            }
+            EVERY
+        } else {
+            LOOK
+        };
         tokio::select! {
             () = stop.cancelled() => return,
-            _ = tick.tick() => {}
-        }
-        if let Err(error) = sweep(&state).await {
-            tracing::warn!(error = %service::error::chain(&error), "sweeping uploads failed, trying again in a minute");
+            () = tokio::time::sleep(wait) => {}
         }
     }
 }

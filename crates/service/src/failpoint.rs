@@ -17,9 +17,12 @@ pub use armed::reached;
 
 #[cfg(debug_assertions)]
 mod armed {
-    use std::sync::{
-        LazyLock,
-        atomic::{AtomicU32, Ordering},
+    use std::{
+        io::Write,
+        sync::{
+            LazyLock,
+            atomic::{AtomicU32, Ordering},
+        },
     };
 
     /// The environment variable.
@@ -40,7 +43,7 @@ mod armed {
     pub fn reached(name: &str) {
         let Some(armed) = ARMED.as_ref().filter(|armed| armed.name == name) else { return };
         if armed.passings_left.fetch_sub(1, Ordering::SeqCst) == 1 {
-            tracing::warn!("dying at {name}, as {VARIABLE} asks");
+            let _ = writeln!(std::io::stderr(), "dying at {name}, as {VARIABLE} asks");
             // No destructors, no flushing, no goodbye to peers.
             std::process::abort();
         }

@@ -5,6 +5,7 @@ pub mod client;
 pub mod env;
 pub mod error;
 pub mod failpoint;
+mod lines;
 pub mod memory;
 pub mod outgoing;
 pub mod retry;

@@ -1,7 +1,10 @@
 //! Logs, traces and metrics. A dead collector never slows a service: spans are exported in batches from a
-//! thread of their own and dropped when its bounded queue is full.
+//! thread of their own and dropped when its bounded queue is full, and so are log lines.
 
-use crate::env::{Env, EnvError};
+use crate::{
+    env::{Env, EnvError},
+    lines::Lines,
+};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use opentelemetry::{
     global,
@@ -22,6 +25,8 @@ pub enum TelemetryError {
     Env(#[from] EnvError),
     #[error("cannot build the trace exporter")]
     Exporter(#[source] opentelemetry_otlp::ExporterBuildError),
+    #[error("cannot start the thread that writes the log")]
+    Log(#[source] std::io::Error),
     #[error("cannot install the metrics recorder")]
     Metrics(#[source] BuildError),
     #[error("telemetry is already initialised")]
@@ -49,6 +54,7 @@ impl FromStr for LogFormat {
 pub struct Telemetry {
     pub metrics: PrometheusHandle,
     provider: SdkTracerProvider,
+    lines: Lines,
 }
 
 impl std::fmt::Debug for Telemetry {
@@ -61,6 +67,7 @@ impl Drop for Telemetry {
     fn drop(&mut self) {
         // Best effort: at this point there is nobody left to tell.
         let _ = self.provider.shutdown();
+        self.lines.flush();
     }
 }
 
@@ -91,7 +98,8 @@ pub fn init_tee(service: &'static str, env: &Env, tee: Option<LogSink>) -> Resul
         value: env.get("RUST_LOG").unwrap_or("").into(),
         reason: e.to_string(),
     })?;
-    let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let lines = Lines::to(std::io::stderr()).map_err(TelemetryError::Log)?;
+    let log = tracing_subscriber::fmt::layer().with_writer(lines.clone());
     let log = match env.parse_or("LOG_FORMAT", LogFormat::Text)? {
         LogFormat::Json => log.json().flatten_event(true).boxed(),
         LogFormat::Text => log.compact().with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).boxed(),
@@ -109,7 +117,7 @@ pub fn init_tee(service: &'static str, env: &Env, tee: Option<LogSink>) -> Resul
         .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), SECONDS)
         .and_then(PrometheusBuilder::install_recorder)
         .map_err(TelemetryError::Metrics)?;
-    Ok(Telemetry { metrics, provider })
+    Ok(Telemetry { metrics, provider, lines })
 }
 
 /// Trace id of the current span as 32 hex digits.

@@ -2,6 +2,8 @@
 
 use std::{
     ffi::OsStr,
+    fs::{self, File},
+    io::{self, Write},
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -25,6 +27,58 @@ pub fn with_small_disk(command: &Command, dir: &Path, mebibytes: u32) -> Result<
     }
     let script = format!("mount -t tmpfs -o size={mebibytes}m tmpfs \"$1\" && shift && exec \"$@\"");
     Ok(wrap(mount(&script), command))
+}
+
+/// A small file system that everybody sees, and that can be filled up; it ends with this value.
+#[derive(Debug)]
+pub struct SmallDisk {
+    dir: PathBuf,
+}
+
+impl SmallDisk {
+    /// An empty one of `mebibytes` over `dir`.
+    pub fn mount(dir: &Path, mebibytes: u32) -> Result<Self, Skip> {
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &format!("size={mebibytes}m"), "tmpfs"]).arg(dir);
+        match mount.output() {
+            Ok(out) if out.status.success() => Ok(Self { dir: dir.to_owned() }),
+            Ok(out) => {
+                Err(Skip(format!("mounting is not allowed here: {}", String::from_utf8_lossy(&out.stderr).trim())))
+            }
+            Err(e) => Err(Skip(format!("there is no mount program: {e}"))),
+        }
+    }
+
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Uses up all room that is left.
+    pub fn fill(&self) -> io::Result<()> {
+        let mut ballast = File::create(self.ballast())?;
+        for size in [1 << 20, 4096] {
+            let zeros = vec![0; size];
+            while ballast.write_all(&zeros).is_ok() {}
+        }
+        Ok(())
+    }
+
+    /// Gives back what [`Self::fill`] took.
+    pub fn free(&self) -> io::Result<()> {
+        fs::remove_file(self.ballast())
+    }
+
+    fn ballast(&self) -> PathBuf {
+        self.dir.join("ballast")
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Also with files still open.
+        let _ = Command::new("umount").arg("--lazy").arg(&self.dir).status();
+    }
 }
 
 /// The command with at most so many bytes of address space, after which allocations fail in it.
@@ -68,10 +122,10 @@ impl Clock {
     }
 
     /// From now on the processes live `seconds` in the future, or in the past.
-    pub fn set(&self, seconds: i64) -> std::io::Result<()> {
+    pub fn set(&self, seconds: i64) -> io::Result<()> {
         let next = self.file.with_extension("next");
-        std::fs::write(&next, format!("{seconds:+}"))?;
-        std::fs::rename(next, &self.file)
+        fs::write(&next, format!("{seconds:+}"))?;
+        fs::rename(next, &self.file)
     }
 
     /// What a process needs in its environment.

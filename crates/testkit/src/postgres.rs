@@ -20,6 +20,7 @@ use std::{
         Mutex, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
+    time::{Duration, Instant},
 };
 use tokio::sync::OnceCell;
 
@@ -52,14 +53,19 @@ impl Postgres {
 
     /// A cluster for one test alone, which may crash it.
     pub async fn start() -> Result<Self> {
-        tokio::task::spawn_blocking(Self::start_blocking).await?
+        tokio::task::spawn_blocking(|| Self::start_below(&root_dir()?)).await?
     }
 
-    fn start_blocking() -> Result<Self> {
+    /// The same with all its files below `dir`, which must be passable for the user Postgres runs as.
+    pub async fn start_in(dir: &Path) -> Result<Self> {
+        let dir = dir.to_owned();
+        tokio::task::spawn_blocking(move || Self::start_below(&dir)).await?
+    }
+
+    fn start_below(root: &Path) -> Result<Self> {
         let binaries = Binaries::find(&Env::from_process())?;
-        let root = root_dir()?;
-        let template = template(&root, &binaries)?;
-        let dir = tempfile::Builder::new().prefix("run-").tempdir_in(&root)?.keep();
+        let template = template(&root_dir()?, &binaries)?;
+        let dir = tempfile::Builder::new().prefix("run-").tempdir_in(root)?.keep();
         let settings = settings(binaries, &dir);
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o711))?;
         // Before the server, so that nothing is left behind however soon this process is killed.
@@ -108,6 +114,25 @@ impl Postgres {
     pub fn crash(&self) {
         let mut cluster = self.cluster.lock().unwrap_or_else(PoisonError::into_inner);
         cluster.kill();
+    }
+
+    /// Waits until the server serves, and starts it again if it has given up.
+    pub fn revive(&self) -> Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let mut cluster = self.cluster.lock().unwrap_or_else(PoisonError::into_inner);
+            if cluster.try_exited().is_some() {
+                drop(cluster);
+                return self.restart();
+            }
+            // It recovers from a crash of one of its processes by itself.
+            if cluster.try_ready()? {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "the server neither serves nor ends");
+            drop(cluster);
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// Starts the server again after [`Postgres::crash`].

@@ -103,7 +103,7 @@ async fn every_tenant_table_forces_row_security_on_its_tenant() {
     assert!(lines(&db, strangers).await.is_empty());
     let without = "SELECT c.relname::text AS line FROM pg_class c
          JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = 'public'
-         WHERE c.relkind = 'r' AND c.relname NOT IN ('__diesel_schema_migrations', 'users')
+         WHERE c.relkind = 'r' AND c.relname NOT IN ('__diesel_schema_migrations', 'users', 'leaders')
          AND NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attname = 'user_id' AND a.attnotnull)";
     assert!(lines(&db, without).await.is_empty(), "tables without user_id NOT NULL");
 }

@@ -34,6 +34,7 @@ pub fn state(app: &TestApp) -> AppState {
         base_url: app.url.clone(),
         limits: Arc::new(Limits::new(&config.limits)),
         oidc: None,
+        leader: backend::leader::Leadership::new(config.leader_lease),
         config: Arc::new(config),
     }
 }

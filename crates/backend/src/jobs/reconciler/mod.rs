@@ -2,7 +2,8 @@
 //!
 //! It is level-triggered: notifications only make it look sooner, and a missed one costs a tick. It holds no
 //! transaction while it talks to the outside. Two backends may run it: dispatch skips locked rows, every
-//! other write is guarded by state, attempt and epoch, and every outside action is idempotent.
+//! other write is guarded by state, attempt and epoch, and every outside action is idempotent. Only the leader of
+//! them judges leases.
 
 mod act;
 mod collect;
@@ -96,7 +97,8 @@ pub struct Reconciler {
     policy: Policy,
     launcher: Arc<dyn Launcher>,
     hints: Arc<Hints>,
-    /// When leases became trustworthy: our start, or the end of the last database outage.
+    /// When leases became trustworthy: our start, the end of the last database outage or of a sleep of ours, or the
+    /// moment from which we lead.
     reachable_since: Mutex<Instant>,
 }
 
@@ -126,7 +128,14 @@ impl Reconciler {
 
     async fn passes(self: &Arc<Self>) {
         let mut shifts = JoinSet::new();
+        let mut last = Instant::now();
         loop {
+            // Whoever slept this long (a frozen process, a laptop with its lid closed) took no heartbeats either; and
+            // before we led, somebody else may have kept them from being stored.
+            if last.elapsed() > self.policy.tick + self.policy.lease / 4 || !self.state.leader.leads() {
+                self.distrust_leases();
+            }
+            last = Instant::now();
             match self.pass(&mut shifts).await {
                 Ok(()) => {}
                 Err(error) => {
@@ -248,7 +257,7 @@ impl Reconciler {
             verification: None,
             // Queued jobs are dispatched by the pass, which counts all jobs at once.
             capacity: false,
-            sweeper_armed: self.sweeper_armed(),
+            sweeper_armed: self.sweeper_armed() && self.state.leader.leads(),
             jitter: rand::random(),
         }
     }
