@@ -12,6 +12,7 @@ use wire::{
     artifact::{ArtifactDownload, ModelArtifactView},
     cost::UpdateJob,
     dataset::{DatasetPreview, DatasetView, Split},
+    dead_letter::{DeadLetter, ReplayDeadLetters, ReplayedDeadLetters},
     estimate::JobEstimate,
     event::StreamMessage,
     hub::{HubModel, PullModel, PullView},
@@ -110,6 +111,14 @@ impl Api {
             Ok(request.timeout(std::time::Duration::from_secs(330)).json(body))
         };
         self.reply(self.client.send_retrying(request).await?).await
+    }
+
+    pub async fn dead_letters(&self, job: JobId) -> CliResult<Vec<DeadLetter>> {
+        self.all(&format!("/training/jobs/{job}/dead-letters?")).await
+    }
+
+    pub async fn replay_dead_letters(&self, job: JobId, body: &ReplayDeadLetters) -> CliResult<ReplayedDeadLetters> {
+        Ok(self.client.post(&format!("/training/jobs/{job}/dead-letters/replay"), body).await?)
     }
 
     /// Creates one job, however often the request has to be sent.

@@ -309,6 +309,21 @@ pub struct TrainArgs {
 const JOB_IDS: &str = "ID is a job's id, the beginning of one, or `latest`.";
 
 #[derive(Debug, Subcommand)]
+pub enum DeadLettersCommand {
+    /// List what could not be applied, newest first
+    #[command(after_help = JOB_IDS)]
+    Ls { id: String },
+    /// Try again; what still cannot be applied stays
+    #[command(after_help = JOB_IDS)]
+    Replay {
+        id: String,
+        /// Only this letter, by its number in `ls`; may be given several times
+        #[arg(long, value_name = "NUMBER")]
+        letter: Vec<i64>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
 #[command(after_help = JOB_IDS)]
 pub enum JobsCommand {
     /// List the jobs, newest first
@@ -327,6 +342,9 @@ pub enum JobsCommand {
         #[arg(long, short)]
         follow: bool,
     },
+    /// Reports of its trainers that could not be applied: list, try again
+    #[command(subcommand)]
+    DeadLetters(DeadLettersCommand),
     /// Print what the trainer wrote
     #[command(after_help = JOB_IDS)]
     Logs {

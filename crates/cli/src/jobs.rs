@@ -4,6 +4,7 @@ use crate::{
     api::{Api, short},
     args::JobsCommand,
     context::Context,
+    dead_letters,
     error::{CliError, CliResult},
     follow,
     transfer::download_all,
@@ -27,6 +28,7 @@ pub async fn run(context: &Context, command: JobsCommand) -> CliResult {
             context.ui.show(&job, |ui| ui.line(describe(&job)));
             Ok(())
         }
+        JobsCommand::DeadLetters(command) => dead_letters::run(context, &api, command).await,
         JobsCommand::Logs { id, follow } => logs(context, &api, &id, follow).await,
         JobsCommand::Metrics { id, after } => metrics(context, &api, &id, after).await,
         JobsCommand::Cancel { id } => act(context, &api, &id, "cancel").await,

@@ -9,6 +9,7 @@ pub mod artifacts;
 pub mod chat;
 pub mod context;
 pub mod datasets;
+pub mod dead_letters;
 pub mod doctor;
 pub mod error;
 pub mod follow;

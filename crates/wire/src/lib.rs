@@ -10,6 +10,7 @@ pub mod catalog;
 pub mod config;
 pub mod cost;
 pub mod dataset;
+pub mod dead_letter;
 pub mod estimate;
 pub mod event;
 pub mod hub;

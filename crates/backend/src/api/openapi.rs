@@ -111,6 +111,8 @@ use wire::problem::{PROBLEM_JSON, Problem};
         crate::jobs::routes::report_events,
         crate::jobs::routes::report_trainer_status,
         crate::jobs::routes::list_events,
+        crate::jobs::dead_letters::list_dead_letters,
+        crate::jobs::dead_letters::replay_dead_letters,
         crate::jobs::routes::get_logs,
         crate::jobs::routes::watch_job,
         crate::openai::files::routes::create_file,

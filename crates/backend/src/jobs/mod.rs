@@ -5,6 +5,7 @@
 //! and everybody watches through [`stream`].
 
 pub mod control;
+pub mod dead_letters;
 pub mod decide;
 pub mod effect;
 pub mod external;

@@ -3,6 +3,7 @@
 use super::{
     control::{self, Wish},
     ingest::commit::Committer,
+    dead_letters,
     policy::Policy,
     stream::{self, hub::Hub, job_state, logs, sse, ws},
 };
@@ -38,6 +39,8 @@ pub fn configure(config: &mut web::ServiceConfig) {
         .service(report_events)
         .service(report_trainer_status)
         .service(list_events)
+        .service(dead_letters::list_dead_letters)
+        .service(dead_letters::replay_dead_letters)
         .service(get_logs)
         .service(watch_job);
 }

@@ -84,6 +84,8 @@ pub const CALLS: &[(&str, &str, Body)] = &[
     ("list_checkpoints", "job", Empty),
     ("list_artifacts", "job", Empty),
     ("list_events", "job", Empty),
+    ("list_dead_letters", "job", Empty),
+    ("replay_dead_letters", "job", Json(|_| json!({}))),
     ("get_logs", "job", Empty),
     ("watch_job", "job", Empty),
     ("update_job", "job", Json(|_| json!({"budget_limit": 5.0}))),

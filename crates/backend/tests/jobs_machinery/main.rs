@@ -5,6 +5,7 @@
 
 mod callbacks;
 mod costs;
+mod dead_letters;
 mod external;
 mod gateway;
 mod restart;
