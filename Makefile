@@ -1,7 +1,7 @@
 # The targets are what CI runs. PROFILE=dev builds faster and runs slower.
 PROFILE ?= release
 
-.PHONY: help setup demo up test test-resume test-upload-20g check bench bench-api bench-callbacks bench-reporting bench-trainer soak build
+.PHONY: help setup demo up test test-resume test-upload-20g test-faults check bench bench-api bench-callbacks bench-reporting bench-trainer soak build
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ test-resume: ## Kill the trainer 100 times at random moments and compare the res
 
 test-upload-20g: setup ## Upload 20 GB with five cuts through a release gateway (20 GB of disk, some minutes)
 	@scripts/test-upload.sh 19074
+
+test-faults: setup ## Run every row of the fault matrix with 50 seeds (FAULT_SEEDS), hours
+	@scripts/test-faults.sh
 
 check: ## Formatting, lints, dependency directions, file lengths, licences
 	@scripts/check.sh

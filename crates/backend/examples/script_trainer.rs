@@ -14,6 +14,10 @@ use wire::{CallbackReply, Directive, InstanceId, JobSpec, job_env, job_env::exit
 #[derive(Debug, Clone, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
 enum Op {
+    /// From now on notes in this file what was acknowledged, and syncs it.
+    Ledger {
+        file: String,
+    },
     Started,
     Plan {
         total: u64,
@@ -99,6 +103,7 @@ struct Trainer {
     seq: u64,
     last: Vec<Value>,
     skipped: Vec<Value>,
+    ledger: Option<std::fs::File>,
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -119,6 +124,7 @@ async fn main() {
         seq: 0,
         last: Vec::new(),
         skipped: Vec::new(),
+        ledger: None,
     };
     for op in ops {
         trainer.perform(op).await;
@@ -128,6 +134,10 @@ async fn main() {
 impl Trainer {
     async fn perform(&mut self, op: Op) {
         match op {
+            Op::Ledger { file } => {
+                let file = std::fs::File::options().append(true).create(true).open(file);
+                self.ledger = Some(file.expect("a writable ledger"));
+            }
             Op::Started => {
                 let resumed = self.spec.resume_from.as_deref().and_then(step_of);
                 let event = json!({"type": "started", "trainer_version": "script", "device": "cpu", "threads": 1, "resumed_from_step": resumed});
@@ -252,10 +262,24 @@ impl Trainer {
         }
     }
 
+    /// Writes the acknowledged batch down, in one piece and durably.
+    fn note(&mut self) {
+        use std::io::Write;
+        let Some(ledger) = &mut self.ledger else { return };
+        let lines: String = self.last.iter().map(|event| format!("{}\n", json!([self.spec.attempt, event]))).collect();
+        ledger.write_all(lines.as_bytes()).and_then(|()| ledger.sync_data()).expect("a ledger that can be written");
+    }
+
     async fn deliver(&mut self) -> CallbackReply {
         loop {
             match self.request().send().await {
-                Ok(reply) if reply.status().is_success() => return reply.json().await.expect("a reply"),
+                Ok(reply) if reply.status().is_success() => {
+                    self.note();
+                    // A reply that breaks off after its status is an acknowledgement, but says nothing else.
+                    if let Ok(reply) = reply.json().await {
+                        return reply;
+                    }
+                }
                 Ok(reply) if reply.status().as_u16() == 410 => std::process::exit(exit::FENCED),
                 Ok(reply) if reply.status().is_client_error() => panic!("{}", reply.text().await.unwrap_or_default()),
                 Ok(_) | Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,

@@ -2,8 +2,8 @@
 
 use super::{
     control::{self, Wish},
-    ingest::commit::Committer,
     dead_letters,
+    ingest::commit::Committer,
     policy::Policy,
     stream::{self, hub::Hub, job_state, logs, sse, ws},
 };
