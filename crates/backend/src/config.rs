@@ -86,6 +86,8 @@ pub struct Config {
     pub dataset_max_bytes: u64,
     /// Of datasets, per user.
     pub dataset_quota: Quota,
+    /// Keys that one user may have which still work.
+    pub keys_per_user: u64,
     pub hub: HubConfig,
     /// Where runs are exported to.
     pub mlflow: Option<MlflowConfig>,
@@ -121,6 +123,7 @@ impl Config {
                 count: env.parse_or("DATASETS_PER_USER", 1000)?,
                 bytes: env.parse_or("DATASET_BYTES_PER_USER", 100 * 1000 * 1000 * 1000)?,
             },
+            keys_per_user: env.parse_or("KEYS_PER_USER", 100)?,
             hub: HubConfig::from_env(env)?,
             mlflow: MlflowConfig::from_env(env)?,
             outgoing: Allowed::from_env(env)?,

@@ -203,11 +203,12 @@ pub fn dataset_spec(dataset: &Dataset) -> Result<DatasetSpec> {
     let name = &dataset.name;
     let not_ready = || {
         let status = match dataset.status.0 {
-            DatasetStatus::Uploading => "is still being uploaded",
-            DatasetStatus::Validating => "is still being validated",
-            DatasetStatus::Invalid | DatasetStatus::Ready => "has no usable files",
+            DatasetStatus::Uploading => "is still being uploaded; train when it is ready",
+            DatasetStatus::Validating => "is still being validated; train when it is ready",
+            DatasetStatus::Invalid => "is invalid: its rows were refused and not kept; upload it again, corrected",
+            DatasetStatus::Ready => "has no usable files; upload it again",
         };
-        Error::refused(Code::Conflict, format!("the dataset `{name}` {status}; train when it is ready"))
+        Error::refused(Code::Conflict, format!("the dataset `{name}` {status}"))
     };
     let reference = |f: &DatasetFile| FileRef { key: f.key.clone(), size: f.size, sha256: f.sha256.clone() };
     match (dataset.status.0, dataset.format, dataset.file(Split::Train)) {

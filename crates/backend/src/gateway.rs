@@ -14,7 +14,7 @@ use wire::{
     model::ModelInfo,
     storage::{
         CompleteUpload, Deleted, FileRef, InspectRequest, ObjectInfo, ObjectList, OpenUpload, PreviewRequest,
-        SignMethod, SignRequest, SignedUrl, UploadSession, ValidateRequest, VerifyRequest,
+        SelectRequest, SignMethod, SignRequest, SignedUrl, UploadSession, ValidateRequest, VerifyRequest,
     },
 };
 
@@ -136,6 +136,11 @@ impl Gateway {
         limit: usize,
     ) -> Result<DatasetPreview> {
         self.quick.post("/datasets/preview", &PreviewRequest { key: key.to_owned(), format, limit, offset }).await
+    }
+
+    /// Copies some rows of a file to a new object; again is the same again.
+    pub async fn select_rows(&self, request: &SelectRequest) -> Result<ObjectInfo> {
+        self.long.post("/datasets/select", request).await
     }
 
     pub async fn inspect_model(&self, prefix: &str) -> Result<ModelInfo> {

@@ -53,6 +53,8 @@ diesel::table! {
         duplicate_rows -> BigInt,
         token_count -> Nullable<BigInt>,
         validated_at -> Nullable<Timestamptz>,
+        parent_id -> Nullable<Uuid>,
+        origin -> Nullable<Jsonb>,
     }
 }
 
@@ -372,6 +374,7 @@ diesel::table! {
         read_at -> Nullable<Timestamptz>,
         created_at -> Timestamptz,
         deleted_at -> Nullable<Timestamptz>,
+        position -> Nullable<BigInt>,
     }
 }
 

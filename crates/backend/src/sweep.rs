@@ -1,6 +1,6 @@
 //! Removes what uploads left behind: streams whose backend died, sessions nobody completed, objects of
-//! deleted datasets that storage refused to delete at the time or that jobs needed, files and uploads whose time is
-//! over, and old idempotency keys and webhook deliveries. Makes the partitions of the months to come.
+//! deleted or refused datasets that storage refused to delete at the time or that jobs needed, files and uploads whose time is
+//! over, old idempotency keys, webhook deliveries and reports of refused datasets. Makes the partitions of the months to come.
 
 use crate::{
     datasets,
@@ -12,6 +12,7 @@ use crate::{
 use chrono::{TimeDelta, Utc};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
+use wire::dataset::DatasetStatus;
 
 const EVERY: Duration = Duration::from_secs(60);
 /// Between two looks whether it is for us to sweep.
@@ -45,6 +46,7 @@ pub async fn sweep(state: &AppState) -> Result<()> {
     let stale = async move |conn: &mut crate::db::Conn| {
         idempotency::forget_old(conn).await?;
         Delivery::forget_old(conn).await?;
+        Dataset::forget_old(conn).await?;
         metric::make_partitions(conn).await?;
         let datasets = Dataset::stale(conn, now - datasets::SILENCE, now - SESSION_SILENCE).await?;
         Ok((datasets, Model::stale(conn, now - SESSION_SILENCE).await?))
@@ -52,7 +54,11 @@ pub async fn sweep(state: &AppState) -> Result<()> {
     let (datasets, models) = state.db.system(stale).await?;
     for dataset in datasets {
         tracing::info!(dataset.id = %dataset.id(), "removing what is left of a dataset");
-        datasets::discard(state, &dataset).await;
+        match dataset.status.0 {
+            // Its report stays.
+            DatasetStatus::Invalid if dataset.deleted_at.is_none() => datasets::purge(state, &dataset).await?,
+            _ => datasets::discard(state, &dataset).await,
+        }
     }
     for model in models {
         tracing::info!(model = %model.name, revision = %model.revision, "removing an upload that nobody finished");

@@ -11,7 +11,7 @@
 //!
 //! ```text
 //! bytes ─ lines ─ records ─ Rows ─ Encoder ─ Sequence (tokens and which of them carry loss)
-//!                    └ validate, preview
+//!                    └ validate, preview, select
 //! ```
 
 mod detect;
@@ -20,6 +20,7 @@ mod lines;
 mod parse;
 mod records;
 mod row;
+mod select;
 mod spans;
 mod statistics;
 mod template;
@@ -31,6 +32,7 @@ pub use encode::{EncodeError, Encoder, LossOn, Sequence};
 pub use lines::MAX_LINE;
 pub use parse::parse_row;
 pub use row::{ChatRow, InstructionRow, Label, LabelledRow, Message, PreferenceRow, Role, Row};
+pub use select::select;
 pub use template::{ChatTemplate, GenerationPrompt, TemplateError};
 pub use tokenizer::{LoadError, StreamDecoder, Tokenizer};
 pub use validate::{TokenCounter, preview, validate};

@@ -25,7 +25,7 @@ use wire::{
     problem::{Code, Problem},
     storage::{
         CompleteUpload, Deleted, InspectRequest, ObjectInfo, ObjectList, OpenUpload, PreviewRequest, SHA256_HEADER,
-        SignMethod, SignRequest, SignedUrl, UploadSession, ValidateRequest, VerifyRequest,
+        SelectRequest, SignMethod, SignRequest, SignedUrl, UploadSession, ValidateRequest, VerifyRequest,
     },
 };
 
@@ -51,6 +51,7 @@ pub fn configure(config: &mut web::ServiceConfig) {
         .route("/verify", web::post().to(verify_objects))
         .route("/datasets/validate", web::post().to(validate_dataset))
         .route("/datasets/preview", web::post().to(preview_dataset))
+        .route("/datasets/select", web::post().to(select_rows))
         .route("/models/inspect", web::post().to(inspect_model));
 }
 
@@ -194,6 +195,14 @@ async fn preview_dataset(
     })
     .await
     .map(Json)
+}
+
+async fn select_rows(gateway: Shared, caller: Caller, body: Json<SelectRequest>) -> ApiResult<Json<ObjectInfo>> {
+    let (from, to) = (caller.readable(&body.from)?, caller.writable(&body.to)?);
+    let (format, sample) = (body.format, body.sample);
+    rows::rewrite(&gateway, &from, &to, move |reader, mut out| dataset::select(reader, format, sample, &mut out))
+        .await
+        .map(Json)
 }
 
 async fn inspect_model(gateway: Shared, caller: Caller, body: Json<InspectRequest>) -> ApiResult<Json<ModelInfo>> {

@@ -3,16 +3,18 @@
 use crate::{
     digest::{read, read_failed},
     gateway::{Gateway, store_failed},
+    intake::{self, Declared},
     keys::Key,
 };
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::{StreamExt, future, stream};
 use service::{ApiError, ApiResult};
 use std::{
-    io::{self, Read},
+    io::{self, BufWriter, Read, Write},
     sync::Arc,
 };
 use tokio::sync::mpsc;
+use wire::{problem::Code, storage::ObjectInfo};
 
 /// Chunks on their way to the parser.
 const QUEUE: usize = 8;
@@ -49,6 +51,54 @@ where
     drop(sender);
     let parsed = parser.await.map_err(ApiError::internal)?;
     parsed.map_err(|e| read_failed(e, key))
+}
+
+/// Bytes that a rewriting parser sends at once.
+const CHUNK: usize = 1 << 16;
+
+/// Runs `work` over the object `from` when its turn has come, and stores what it writes as `to`.
+pub async fn rewrite<F>(gateway: &Arc<Gateway>, from: &Key, to: &Key, work: F) -> ApiResult<ObjectInfo>
+where
+    F: FnOnce(ChannelReader, BufWriter<ChannelWriter>) -> io::Result<u64> + Send + 'static,
+{
+    let _turn = gateway.parsing_turn().await?;
+    let (sender, receiver) = mpsc::channel(QUEUE);
+    // Storing asks again after the end.
+    let body = stream::unfold(receiver, async |mut r| r.recv().await.map(|chunk| (chunk, r))).fuse();
+    let worked = parse_now(gateway, from, move |reader| {
+        let done = work(reader, BufWriter::with_capacity(CHUNK, ChannelWriter { sender: sender.clone() }));
+        if done.is_err() {
+            // An error in the body keeps what was written so far from becoming an object.
+            let _ = sender.blocking_send(Err(io::ErrorKind::UnexpectedEof.into()));
+        }
+        Ok(done)
+    });
+    let (worked, stored) = future::join(worked, intake::receive(gateway, to, Declared::default(), body)).await;
+    match worked? {
+        Ok(_) => stored,
+        // When storing fails, the parser only sees that nobody reads any more.
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe && stored.is_err() => stored,
+        Err(e) if e.kind() == io::ErrorKind::InvalidData => Err(ApiError::new(Code::Invalid, format!("`{from}`: {e}"))),
+        Err(e) => Err(read_failed(e, from)),
+    }
+}
+
+/// Hands what is written to the async side. For blocking threads only.
+#[derive(Debug)]
+pub struct ChannelWriter {
+    sender: mpsc::Sender<io::Result<Bytes>>,
+}
+
+impl Write for ChannelWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let sent = self.sender.blocking_send(Ok(Bytes::copy_from_slice(bytes)));
+        sent.map_err(|_| io::Error::new(io::ErrorKind::BrokenPipe, "what is written is not stored any more"))?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 #[derive(Debug)]

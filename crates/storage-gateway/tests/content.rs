@@ -39,6 +39,40 @@ async fn a_preview_stops_reading_a_large_file_early() {
     assert_eq!(preview["rows"].as_array().unwrap().len(), 100);
 }
 
+#[tokio::test]
+async fn rows_are_selected_into_a_new_object() {
+    let gateway = TestGateway::start().await;
+    let (from, to) = (gateway.dataset_key("all.jsonl"), gateway.dataset_key("part.jsonl"));
+    // More than one part of an upload.
+    let filling = "x".repeat(1000);
+    let lines: Vec<String> = (0..30_000).map(|i| format!("{{\"text\": \"{i} {filling}\", \"label\": 1}}")).collect();
+    gateway.put(&from, lines.join("\n")).await.expect(StatusCode::OK);
+    let mut both = Vec::new();
+    for part in ["chosen", "rest"] {
+        let sample = json!({ "rows": lines.len(), "chosen": 27_000, "seed": 7, "part": part });
+        let body = json!({ "from": from, "to": to, "format": "labelled_jsonl", "sample": sample });
+        let stored = gateway.post("/datasets/select", &body).await.expect(StatusCode::OK).json();
+        let content = gateway.get_object(&to).await.expect(StatusCode::OK).body;
+        assert_eq!(stored["sha256"], support::sha256(&content));
+        both.extend(String::from_utf8(content).unwrap().lines().map(str::to_owned));
+    }
+    assert_eq!(both.len(), lines.len());
+    both.sort();
+    let mut lines = lines;
+    lines.sort();
+    assert!(both == lines, "every row once, with its bytes");
+
+    // What does not fit leaves no object.
+    let sample = json!({ "rows": 10, "chosen": 5, "seed": 7, "part": "rest" });
+    let (wrong, none) = (gateway.dataset_key("wrong.jsonl"), gateway.dataset_key("none"));
+    let body = json!({ "from": from, "to": wrong, "format": "labelled_jsonl", "sample": sample });
+    let refused = gateway.post("/datasets/select", &body).await.expect(StatusCode::UNPROCESSABLE_ENTITY);
+    assert!(refused.problem("INVALID").ends_with("there are more than 10 rows"), "{:?}", refused.json());
+    gateway.get_object(&wrong).await.expect(StatusCode::NOT_FOUND);
+    let body = json!({ "from": none, "to": wrong, "format": "labelled_jsonl", "sample": sample });
+    gateway.post("/datasets/select", &body).await.expect(StatusCode::NOT_FOUND).problem("NOT_FOUND");
+}
+
 /// A safetensors file of zeros with these tensors.
 fn safetensors(tensors: &[(&str, &str, &[u64])]) -> Vec<u8> {
     let mut header = serde_json::Map::new();

@@ -1,7 +1,8 @@
-//! Support for tests. Everything here is real: real processes, a real Postgres, and a proxy that really breaks
+//! Support for tests. What is here is real, but for [`hub`]: real processes, a real Postgres, and a proxy that really breaks
 //! what passes it.
 
 pub mod fault;
+pub mod hub;
 pub mod limits;
 mod postgres;
 mod process;

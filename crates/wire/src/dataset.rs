@@ -160,9 +160,67 @@ pub struct DatasetView {
     pub format: Option<DatasetFormat>,
     pub files: Vec<DatasetFile>,
     pub rows: u64,
+    /// Bytes in storage; none of an invalid dataset.
     pub size: u64,
+    /// Of a dataset that was made of another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<DatasetOrigin>,
     pub created_at: DateTime<Utc>,
     pub updated_at: DateTime<Utc>,
+}
+
+/// Where the rows of a dataset come from: a part of a file of another one.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct DatasetOrigin {
+    /// It may be deleted.
+    pub dataset_id: DatasetId,
+    pub file: Split,
+    /// `train` has the share `ratio` of its rows, `validation` the others.
+    pub part: Split,
+    pub ratio: f64,
+    pub seed: u64,
+}
+
+/// Body of `POST /datasets/{id}/split`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SplitDataset {
+    /// Share of the rows that goes to the first of the two datasets, to the nearest row.
+    #[serde(default = "usual_ratio")]
+    #[schema(exclusive_minimum = 0.0, exclusive_maximum = 1.0, default = 0.9)]
+    pub ratio: f64,
+    /// The same seed and ratio divide the same rows in the same way.
+    #[serde(default = "usual_seed")]
+    #[schema(default = 42)]
+    pub seed: u64,
+    /// Which file is divided; `train` when absent.
+    #[serde(default = "usual_file")]
+    pub file: Split,
+    /// Name of the dataset with the share `ratio`; the dataset's with `-train` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub train_name: Option<String>,
+    /// Name of the dataset with the other rows; the dataset's with `-validation` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation_name: Option<String>,
+}
+
+const fn usual_ratio() -> f64 {
+    0.9
+}
+
+const fn usual_seed() -> u64 {
+    42
+}
+
+const fn usual_file() -> Split {
+    Split::Train
+}
+
+/// Reply of `POST /datasets/{id}/split`: two new datasets.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct SplitDatasets {
+    pub train: DatasetView,
+    pub validation: DatasetView,
 }
 
 /// Reply of `GET /datasets/{id}/statistics`, computed when the dataset was validated.

@@ -98,6 +98,14 @@ pub struct NotificationView {
     pub read_at: Option<DateTime<Utc>>,
 }
 
+/// A notification in the stream of its user.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct StreamedNotification {
+    /// Counts up; the id of the message.
+    pub position: i64,
+    pub notification: NotificationView,
+}
+
 /// How many notifications are unread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct UnreadCount {

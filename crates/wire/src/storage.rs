@@ -174,6 +174,34 @@ pub struct PreviewRequest {
     pub offset: usize,
 }
 
+/// One of the two parts that a seed divides the rows of a file into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct RowSample {
+    /// All rows of the file.
+    pub rows: u64,
+    /// How many of them are chosen.
+    pub chosen: u64,
+    pub seed: u64,
+    pub part: RowPart,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RowPart {
+    Chosen,
+    Rest,
+}
+
+/// Body of `POST /datasets/select`: copies some rows of the file `from` to the new object `to`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SelectRequest {
+    pub from: String,
+    pub to: String,
+    pub format: crate::dataset::DatasetFormat,
+    pub sample: RowSample,
+}
+
 /// Body of `POST /models/inspect`: the prefix must hold a complete HF model directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]

@@ -18,8 +18,8 @@ use utoipa::ToSchema;
 use wire::{
     Page,
     dataset::{
-        CreateDataset, CreatedDataset, DatasetPreview, DatasetStatistics, DatasetUsage, DatasetView, Split,
-        UpdateDataset,
+        CreateDataset, CreatedDataset, DatasetPreview, DatasetStatistics, DatasetStatus, DatasetUsage, DatasetView,
+        Split, SplitDataset, SplitDatasets, UpdateDataset,
     },
     ids::DatasetId,
     problem::Code,
@@ -38,7 +38,8 @@ pub struct UploadForm {
     validation: Option<Vec<u8>>,
 }
 
-/// Upload a dataset in one request. It is validated, and kept only when every row is good.
+/// Upload a dataset in one request. It is validated, and its rows are kept only when every one is good; otherwise the
+/// dataset is listed as `invalid`, with the report, until the next upload of its name.
 #[utoipa::path(tag = "datasets", request_body(content = UploadForm, content_type = "multipart/form-data"),
     responses((status = 201, body = DatasetView)))]
 #[post("/datasets/upload")]
@@ -103,6 +104,20 @@ pub async fn update_dataset(
     Ok(web::Json(row.into()))
 }
 
+/// Divide the rows of a file by a seed into two new datasets, with their bytes and in their order.
+#[utoipa::path(tag = "datasets", params(("id" = String, Path, description = "id or name")),
+    responses((status = 201, body = SplitDatasets)))]
+#[post("/datasets/{id}/split")]
+pub async fn split_dataset(
+    state: State,
+    user: AuthUser,
+    id: web::Path<String>,
+    Json(body): Json<SplitDataset>,
+) -> Result<HttpResponse> {
+    let made = datasets::split(AppState::clone(&state), user.user_id, id.into_inner(), body).await?;
+    Ok(HttpResponse::Created().json(made))
+}
+
 /// What the rows of a dataset look like on the whole.
 #[utoipa::path(tag = "datasets", params(("id" = String, Path, description = "id or name")),
     responses((status = 200, body = DatasetStatistics)))]
@@ -165,6 +180,10 @@ pub async fn preview_dataset(
     let limit = query.limit.unwrap_or(5);
     if !(1..=100).contains(&limit) {
         return Err(Error::refused(Code::Invalid, format!("limit: must be between 1 and 100, not {limit}")));
+    }
+    if row.status.0 == DatasetStatus::Invalid {
+        let detail = format!("the rows of the dataset `{}` were refused and not kept; its report says why", row.name);
+        return Err(Error::refused(Code::Conflict, detail));
     }
     let file = row.file(query.split.unwrap_or(Split::Train));
     let missing = || Error::refused(Code::NotFound, format!("the dataset {} has no such file", row.name));

@@ -34,14 +34,26 @@ pub async fn create_key(state: State, user: AuthUser, Json(body): Json<CreateKey
         return Err(Error::refused(Code::Forbidden, "user_id: only administrators make keys for others"));
     }
     let (key, new) = prepare(&user, request)?;
+    let most = state.config.keys_per_user;
     let work = async move |conn: &mut Conn| {
         User::find(conn, owner).await?;
+        check_room(conn, most).await?;
         let row = Key::insert(conn, owner, new).await?;
         audit::about(row.id);
         Ok(row)
     };
     let view = KeyView::from(state.db.tenant(owner, work).await?);
     Ok(HttpResponse::Created().json(CreatedKey { view, key: key.expose_secret().to_owned() }))
+}
+
+/// Refuses a user who has too many keys that work.
+async fn check_room(conn: &mut Conn, most: u64) -> Result<()> {
+    let live = Key::live(conn).await?;
+    if live < most {
+        return Ok(());
+    }
+    let detail = format!("there are {live} keys, and {most} are allowed; revoke one that is not needed any more first");
+    Err(Error::refused(Code::Conflict, detail))
 }
 
 fn prepare(user: &AuthUser, request: CreateKey) -> Result<(secrecy::SecretString, NewKey)> {

@@ -3,19 +3,22 @@
 use crate::{
     audit,
     auth::AuthUser,
-    error::Result,
+    error::{Error, Result},
+    jobs::stream::{hub::Hub, sse},
+    notifications::stream,
     state::AppState,
     store::{
         notification::Notification,
         page::{PageQuery, page},
     },
 };
-use actix_web::{HttpResponse, delete, get, post, web};
+use actix_web::{HttpRequest, HttpResponse, delete, get, http::header, post, web};
 use serde::Deserialize;
 use wire::{
     Page,
     ids::NotificationId,
-    notification::{Kind, NotificationView, UnreadCount},
+    notification::{Kind, NotificationView, StreamedNotification, UnreadCount},
+    problem::Code,
 };
 
 type State = web::Data<AppState>;
@@ -49,6 +52,49 @@ pub async fn list_notifications(
     let limit = query.limit()?;
     let rows = state.db.tenant(user.user_id, async move |conn| Notification::list(conn, &query, filter).await).await?;
     Ok(web::Json(page(rows, limit, |row| (row.created_at, row.id), Into::into)))
+}
+
+#[derive(Debug, Clone, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct StreamQuery {
+    /// Only those behind this position. `next_cursor` of a page is such a position. A live stream without one begins with
+    /// what comes from now on, a page with the oldest.
+    #[serde(alias = "cursor")]
+    #[param(minimum = 0)]
+    after: Option<i64>,
+    /// Notifications per page, 1 to 200; 50 when absent.
+    #[param(minimum = 1, maximum = 200)]
+    limit: Option<u16>,
+}
+
+/// Notifications in the order in which they came, oldest first: a page of them, or with `Accept: text/event-stream` live,
+/// as they come.
+#[utoipa::path(tag = "notifications", params(StreamQuery, ("Last-Event-ID" = Option<i64>, Header)), responses((status = 200,
+    content((Page<StreamedNotification> = "application/json"), (StreamedNotification = "text/event-stream")))))]
+#[get("/api/notifications/stream")]
+pub async fn stream_notifications(
+    req: HttpRequest,
+    state: State,
+    hub: web::Data<Hub>,
+    user: AuthUser,
+    query: web::Query<StreamQuery>,
+) -> Result<HttpResponse> {
+    let after = query.after;
+    if after.is_some_and(|after| after < 0) {
+        return Err(Error::refused(Code::Invalid, "after: must not be negative"));
+    }
+    let header = |name: &str| req.headers().get(name).and_then(|v| v.to_str().ok());
+    if header(header::ACCEPT.as_str()).is_some_and(|accept| accept.contains("text/event-stream")) {
+        let after = header("last-event-id").and_then(|id| id.trim().parse().ok()).or(after);
+        let items = stream::open(&state.db, hub.into_inner(), user.user_id, after).await?;
+        return Ok(sse::response(items));
+    }
+    let limit = PageQuery { cursor: None, limit: query.limit }.limit()?;
+    let items = stream::list(&state.db, user.user_id, after.unwrap_or(0), limit).await?;
+    let full = i64::try_from(items.len()).is_ok_and(|n| n == limit);
+    let next_cursor = items.last().filter(|_| full).map(|item| item.position.to_string());
+    Ok(HttpResponse::Ok().json(Page { items, next_cursor }))
 }
 
 /// How many notifications are unread.

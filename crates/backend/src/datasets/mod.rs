@@ -1,18 +1,21 @@
 //! Datasets from first byte to ready, and away again.
 //!
 //! A row in status `uploading` exists before the first object does, so whatever dies in between, the sweeper
-//! finds what to remove. A dataset is ready only after the gateway validated every file of it; everything
-//! else ends in [`discard`], which keeps nothing.
+//! finds what to remove. A dataset is ready only after the gateway validated every file of it. One whose rows are refused
+//! stays as `invalid` with the report and without its objects; everything else ends in [`discard`], which keeps nothing.
 
 pub mod form;
 mod session;
+mod split;
 mod validate;
 
 pub use session::{complete, create};
+pub use split::split;
 pub use validate::finish;
 
 use crate::{
     config::Quota,
+    db::Conn,
     error::{Error, Result},
     state::AppState,
     store::{Dataset, usage},
@@ -39,7 +42,7 @@ fn check_name(name: &str) -> Result<()> {
 }
 
 /// Refuses a user whose datasets are too many, or would be too large with `size` more bytes.
-async fn check_quota(conn: &mut crate::db::Conn, quota: Quota, size: u64) -> Result<()> {
+async fn check_quota(conn: &mut Conn, quota: Quota, size: u64) -> Result<()> {
     let (count, bytes) = Dataset::total(conn).await?;
     if count >= quota.count {
         let detail = format!("you have {count} datasets, and {} are allowed; delete some first", quota.count);
@@ -65,7 +68,7 @@ pub async fn update(state: &AppState, user: UserId, id_or_name: String, change: 
         let detail = format!("description: must be a text of at most {MAX_DESCRIPTION} characters");
         return Err(Error::refused(Code::Invalid, detail));
     }
-    let work = async move |conn: &mut crate::db::Conn| {
+    let work = async move |conn: &mut Conn| {
         let dataset = Dataset::find(conn, &id_or_name).await?;
         Dataset::rename(conn, dataset.id(), name, description).await
     };
@@ -77,14 +80,20 @@ pub async fn begin(state: &AppState, user: UserId, name: &str, size: u64) -> Res
     check_name(name)?;
     let quota = state.config.dataset_quota;
     let name = name.to_owned();
-    let insert = async move |conn: &mut crate::db::Conn| {
-        if let Some(other) = Dataset::find_by_name(conn, &name).await? {
-            return Err(taken(&other));
-        }
-        check_quota(conn, quota, size).await?;
-        Dataset::insert(conn, user, DatasetId::random(), &name).await
-    };
+    let insert = async move |conn: &mut Conn| reserve(conn, quota, user, (&name, size)).await;
     state.db.tenant(user, insert).await
+}
+
+/// Makes the row of a dataset that will have at least so many bytes.
+async fn reserve(conn: &mut Conn, quota: Quota, user: UserId, (name, size): (&str, u64)) -> Result<Dataset> {
+    match Dataset::find_by_name(conn, name).await? {
+        // What was refused makes way for what is hopefully better.
+        Some(other) if other.status.0 == DatasetStatus::Invalid => Dataset::forget(conn, other.id()).await?,
+        Some(other) => return Err(taken(&other)),
+        None => {}
+    }
+    check_quota(conn, quota, size).await?;
+    Dataset::insert(conn, user, DatasetId::random(), name).await
 }
 
 fn taken(other: &Dataset) -> Error {
@@ -136,7 +145,7 @@ pub async fn discard(state: &AppState, dataset: &Dataset) {
     }
 }
 
-/// Removes the objects of a dataset whose row is deleted. Idempotent.
+/// Removes the objects of a dataset whose row is deleted, or whose rows were refused. Idempotent.
 pub async fn purge(state: &AppState, dataset: &Dataset) -> Result<()> {
     for upload in &dataset.uploads.0 {
         state.gateway.abort_upload(&upload.session).await?;
@@ -148,7 +157,7 @@ pub async fn purge(state: &AppState, dataset: &Dataset) -> Result<()> {
 
 /// Deletes a dataset unless a job still needs it.
 pub async fn delete(state: &AppState, user: UserId, id_or_name: String) -> Result<()> {
-    let hide = async move |conn: &mut crate::db::Conn| {
+    let hide = async move |conn: &mut Conn| {
         let dataset = Dataset::find(conn, &id_or_name).await?;
         let used = usage::of_dataset(conn, dataset.id()).await?;
         let jobs = used.jobs.iter().filter(|j| j.blocks_deletion).map(|j| format!("job {}", j.id));

@@ -1,6 +1,6 @@
 //! Uploads straight to storage: open sessions, then complete them.
 
-use super::{SILENCE, begin, discard, finish, keep_alive, key, too_large};
+use super::{SILENCE, begin, discard, finish, keep_alive, key, too_large, validate::refusal_of};
 use crate::{
     db::Conn,
     error::{Error, Result},
@@ -11,7 +11,7 @@ use chrono::Utc;
 use wire::{
     dataset::{CreateDataset, CreateDatasetFile, CreatedDataset, DatasetStatus, DatasetView, Split},
     ids::{DatasetId, UserId},
-    problem::Code,
+    problem::{Code, Problem},
     storage::{FileRef, ObjectInfo, OpenUpload, UploadKind, UploadSession},
 };
 
@@ -80,7 +80,8 @@ pub async fn complete(state: &AppState, user: UserId, id: DatasetId) -> Result<D
     match dataset.status.0 {
         DatasetStatus::Ready => return Ok(dataset.into()),
         DatasetStatus::Uploading => {}
-        DatasetStatus::Validating | DatasetStatus::Invalid => take_over(state, &dataset).await?,
+        DatasetStatus::Validating => take_over(state, &dataset).await?,
+        DatasetStatus::Invalid => return Err(refused(&dataset)),
     }
     let before = dataset.clone();
     let work = async {
@@ -88,6 +89,12 @@ pub async fn complete(state: &AppState, user: UserId, id: DatasetId) -> Result<D
         finish(state, dataset, files).await
     };
     keep_alive(state, &before, work).await
+}
+
+/// The same answer as the first time.
+fn refused(dataset: &Dataset) -> Error {
+    let lost = || Problem::new(Code::DatasetInvalid, "the rows of this dataset are not valid");
+    refusal_of(dataset).unwrap_or_else(lost).into()
 }
 
 /// Starts again where another request stopped to give signs of life.

@@ -3,6 +3,8 @@
 //! Invariant: news is written in the transaction of what it tells, and the deliveries in the same one: whatever
 //! dies, a change that is committed is told, and one that is not is not.
 
+pub mod stream;
+
 use crate::{db::Conn, error::Result};
 use diesel::{
     OptionalExtension, QueryableByName,

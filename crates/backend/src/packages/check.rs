@@ -101,6 +101,9 @@ impl Report {
                     let (rows, size) = (unsigned(row.row_count), unsigned(row.size));
                     *choice = DatasetChoice { id: row.id(), name: Some(row.name), rows: Some(rows), size: Some(size) };
                 }
+                Ok(row) if row.status.0 == DatasetStatus::Invalid => {
+                    self.error(path, format!("the dataset `{}` is invalid; upload it again, corrected", row.name));
+                }
                 Ok(row) => self.error(path, format!("the dataset `{}` is not ready yet", row.name)),
                 Err(Error::Refused(_)) => self.error(path, format!("there is no dataset {}", choice.id)),
                 Err(other) => return Err(other),

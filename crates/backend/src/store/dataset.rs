@@ -12,7 +12,9 @@ use diesel_async::RunQueryDsl;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use wire::{
-    dataset::{DatasetFile, DatasetFormat, DatasetStatistics, DatasetStatus, DatasetView, FileStatistics, Split},
+    dataset::{
+        DatasetFile, DatasetFormat, DatasetOrigin, DatasetStatistics, DatasetStatus, DatasetView, FileStatistics, Split,
+    },
     ids::{DatasetId, UserId},
     layout,
     problem::Problem,
@@ -48,6 +50,7 @@ pub struct Dataset {
     pub updated_at: DateTime<Utc>,
     pub deleted_at: Option<DateTime<Utc>>,
     pub description: String,
+    pub origin: Option<Json<DatasetOrigin>>,
 }
 
 impl From<Dataset> for DatasetView {
@@ -61,6 +64,7 @@ impl From<Dataset> for DatasetView {
             files: row.files.0,
             rows: unsigned(row.row_count),
             size: unsigned(row.size),
+            origin: row.origin.map(|o| o.0),
             created_at: row.created_at,
             updated_at: row.updated_at,
         }
@@ -99,9 +103,11 @@ impl Dataset {
         layout::dataset_prefix(self.owner(), self.id())
     }
 
+    /// A stored file. A refused dataset has reports of files that are gone.
     #[must_use]
     pub fn file(&self, split: Split) -> Option<&DatasetFile> {
-        self.files.0.iter().find(|f| f.split == split)
+        let stored = self.status.0 == DatasetStatus::Ready;
+        self.files.0.iter().filter(|_| stored).find(|f| f.split == split)
     }
 
     /// A new dataset without files, in status `uploading`.
@@ -116,6 +122,13 @@ impl Dataset {
         let insert = diesel::insert_into(datasets::table).values(values);
         audit::about(id);
         Ok(insert.returning(Self::as_returning()).get_result(conn).await?)
+    }
+
+    /// Notes what it is made of.
+    pub async fn set_origin(conn: &mut Conn, id: DatasetId, origin: DatasetOrigin) -> Result<()> {
+        let set = (datasets::parent_id.eq(origin.dataset_id.0), datasets::origin.eq(Json(origin)));
+        diesel::update(datasets::table.find(id.0)).set(set).execute(conn).await?;
+        Ok(())
     }
 
     /// How many datasets the tenant has, and their bytes.
@@ -231,6 +244,43 @@ impl Dataset {
         Ok(update.get_result(conn).await.optional()?)
     }
 
+    /// Stores why the files cannot be used; false when the dataset was deleted in the meantime.
+    pub async fn set_invalid(conn: &mut Conn, id: DatasetId, files: Vec<DatasetFile>) -> Result<bool> {
+        let guarded = datasets::table
+            .filter(datasets::id.eq(id.0))
+            .filter(datasets::status.eq(Name(DatasetStatus::Validating)))
+            .filter(datasets::deleted_at.is_null());
+        let set = (
+            datasets::status.eq(Name(DatasetStatus::Invalid)),
+            datasets::format.eq(files.as_slice().first().map(|f| Name(f.report.format))),
+            datasets::validated_at.eq(Utc::now()),
+            // Nothing of it stays in storage.
+            datasets::size.eq(0),
+            datasets::files.eq(Json(files)),
+        );
+        Ok(diesel::update(guarded).set(set).execute(conn).await? == 1)
+    }
+
+    /// Hides a refused dataset. Its row goes at once when nothing of it is in storage any more, else with its objects.
+    pub async fn forget(conn: &mut Conn, id: DatasetId) -> Result<()> {
+        let clean = datasets::table
+            .filter(datasets::id.eq(id.0))
+            .filter(datasets::status.eq(Name(DatasetStatus::Invalid)))
+            .filter(datasets::purged_at.is_not_null());
+        if diesel::delete(clean).execute(conn).await? == 0 {
+            Self::soft_delete(conn, id).await?;
+        }
+        Ok(())
+    }
+
+    /// Forgets the reports of a month ago.
+    pub async fn forget_old(conn: &mut Conn) -> Result<()> {
+        let old = "DELETE FROM datasets
+            WHERE status = 'invalid' AND purged_at IS NOT NULL AND validated_at < now() - interval '30 days'";
+        diesel::sql_query(old).execute(conn).await?;
+        Ok(())
+    }
+
     /// Hides the dataset; its objects go when [`Dataset::purged`] is reached.
     pub async fn soft_delete(conn: &mut Conn, id: DatasetId) -> Result<()> {
         let live = datasets::table.filter(datasets::id.eq(id.0)).filter(datasets::deleted_at.is_null());
@@ -238,18 +288,23 @@ impl Dataset {
         Ok(())
     }
 
-    /// The objects of a deleted dataset are gone. What never became a dataset leaves no row either.
+    /// The objects of a deleted or refused dataset are gone. What never became a dataset leaves no row either, once it
+    /// is deleted.
     pub async fn purged(conn: &mut Conn, id: DatasetId) -> Result<()> {
-        let this = datasets::table.filter(datasets::id.eq(id.0)).filter(datasets::deleted_at.is_not_null());
-        let unborn = this.filter(datasets::status.ne(Name(DatasetStatus::Ready)));
+        let this = datasets::table.filter(datasets::id.eq(id.0));
+        let unborn =
+            this.filter(datasets::deleted_at.is_not_null()).filter(datasets::status.ne(Name(DatasetStatus::Ready)));
         if diesel::delete(unborn).execute(conn).await? == 0 {
-            diesel::update(this).set(datasets::purged_at.eq(Utc::now())).execute(conn).await?;
+            let invalid = datasets::status.eq(Name(DatasetStatus::Invalid));
+            let gone = this.filter(datasets::deleted_at.is_not_null().or(invalid));
+            let set = (datasets::purged_at.eq(Utc::now()), datasets::uploads.eq(Json(Vec::<PendingFile>::new())));
+            diesel::update(gone).set(set).execute(conn).await?;
         }
         Ok(())
     }
 
-    /// Deleted datasets whose objects are still there and no unfinished job needs, and uploads without a sign of
-    /// life since `streams_before` (through the backend) or `sessions_before` (straight to storage).
+    /// Deleted datasets whose objects are still there and no unfinished job needs, refused ones whose objects are still
+    /// there, and uploads without a sign of life since `streams_before` (through the backend) or `sessions_before` (straight to storage).
     pub async fn stale(
         conn: &mut Conn,
         streams_before: DateTime<Utc>,
@@ -257,14 +312,17 @@ impl Dataset {
     ) -> Result<Vec<Self>> {
         let streamed = datasets::uploads.eq(Json(Vec::<PendingFile>::new()));
         let dead = datasets::updated_at.lt(sessions_before).or(datasets::updated_at.lt(streams_before).and(streamed));
-        let unfinished = datasets::deleted_at.is_null().and(datasets::status.ne(Name(DatasetStatus::Ready))).and(dead);
+        let on_the_way = [DatasetStatus::Uploading, DatasetStatus::Validating].map(Name);
+        let unfinished = datasets::deleted_at.is_null().and(datasets::status.eq_any(on_the_way)).and(dead);
+        let invalid = datasets::status.eq(Name(DatasetStatus::Invalid));
+        let refused = datasets::deleted_at.is_null().and(invalid).and(datasets::updated_at.lt(streams_before));
         // A request that deletes purges by itself; the sweeper only takes over when it did not get there.
         let needed = sql::<Bool>(
             "EXISTS (SELECT FROM training_jobs j WHERE datasets.id IN (j.dataset_id, j.validation_dataset_id)
                  AND j.state NOT IN ('succeeded', 'failed', 'cancelled') AND j.deleted_at IS NULL)",
         );
         let deleted = datasets::deleted_at.lt(streams_before).assume_not_null().and(not(needed));
-        let rows = datasets::table.filter(datasets::purged_at.is_null()).filter(unfinished.or(deleted));
+        let rows = datasets::table.filter(datasets::purged_at.is_null()).filter(unfinished.or(refused).or(deleted));
         Ok(rows.select(Self::as_select()).limit(100).load(conn).await?)
     }
 }

@@ -1,6 +1,6 @@
 //! API keys. Only their SHA-256 is stored.
 
-use super::page::PageQuery;
+use super::{page::PageQuery, unsigned};
 use crate::{
     db::Conn,
     error::{Error, Result},
@@ -76,6 +76,13 @@ impl Key {
         );
         let insert = diesel::insert_into(keys::table).values(values);
         Ok(insert.returning(Self::as_returning()).get_result(conn).await?)
+    }
+
+    /// How many keys of the tenant still work.
+    pub async fn live(conn: &mut Conn) -> Result<u64> {
+        let unended = keys::expires_at.is_null().or(keys::expires_at.gt(Some(Utc::now())));
+        let live = keys::table.filter(keys::revoked_at.is_null()).filter(unended);
+        Ok(unsigned(live.count().get_result(conn).await?))
     }
 
     pub async fn find(conn: &mut Conn, id: KeyId) -> Result<Self> {

@@ -1,5 +1,8 @@
 //! Sends what is due: claims rows, posts them, notes the outcome.
 //!
+//! Addresses take turns, and one that is slow, or one user's many, only hold the places they may have at a time: the others
+//! go on.
+//!
 //! A claim is a lease: it moves the time of the next attempt behind the longest a request may take. A backend that dies
 //! with a claim in hand leaves a row that is due again, and several backends share the work by skipping locked rows.
 
@@ -13,20 +16,26 @@ use crate::{
 };
 use diesel::{
     QueryableByName,
-    sql_types::{BigInt, Binary, Double, Integer, Jsonb, Nullable, Text, Timestamptz, Uuid as SqlUuid},
+    sql_types::{Array, BigInt, Binary, Double, Integer, Jsonb, Nullable, Text, Timestamptz, Uuid as SqlUuid},
 };
 use diesel_async::RunQueryDsl;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use service::outgoing::read_at_most;
-use std::time::Duration;
-use tokio::task::JoinSet;
+use std::{collections::HashMap, time::Duration};
+use tokio::task::{self, JoinSet};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 use wire::{UserId, ids::WebhookId};
 
 /// Messages on their way at the same time.
-const CONCURRENCY: usize = 16;
+const CONCURRENCY: usize = 32;
+/// Of them, to one address, …
+const PER_ENDPOINT: usize = 4;
+/// … and of one user.
+const PER_USER: usize = 16;
+/// Due messages among which turns are taken.
+const CANDIDATES: i64 = 256;
 /// Longer than a request may take.
 const LEASE_SECONDS: f64 = 60.0;
 const POLL: Duration = Duration::from_millis(500);
@@ -71,50 +80,113 @@ enum Outcome {
 /// Sends until `stop`.
 pub async fn run(state: AppState, stop: CancellationToken) {
     let mut sending = JoinSet::new();
-    loop {
-        while sending.try_join_next().is_some() {}
-        let room = CONCURRENCY.saturating_sub(sending.len());
-        let claimed = match claim(&state, room).await {
+    let mut places = Places::default();
+    while !stop.is_cancelled() {
+        while let Some(ended) = sending.try_join_next_with_id() {
+            places.free(&ended);
+        }
+        let claimed = match claim(&state, &places).await {
             Ok(claimed) => claimed,
             Err(error) => {
                 tracing::warn!(error = %service::error::chain(&error), "cannot look for webhook deliveries, trying again");
                 Vec::new()
             }
         };
-        let full = room > 0 && claimed.len() == room;
+        let found = !claimed.is_empty();
         for message in claimed {
-            let state = state.clone();
-            sending.spawn(async move { deliver(&state, message).await });
+            let (state, place) = (state.clone(), (message.endpoint_id, message.user_id));
+            let task = sending.spawn(async move { deliver(&state, message).await });
+            places.0.insert(task.id(), place);
+        }
+        if found && places.room() > 0 {
+            // Behind the addresses that have all their places now, others may be due.
+            continue;
         }
         tokio::select! {
-            () = stop.cancelled() => break,
-            () = tokio::time::sleep(POLL), if !full => {}
-            _ = sending.join_next(), if full => {}
+            () = stop.cancelled() => {}
+            Some(ended) = sending.join_next_with_id() => places.free(&ended),
+            () = tokio::time::sleep(POLL) => {}
         }
     }
     // What is on its way may arrive; what does not is sent again after its lease.
     let _ = tokio::time::timeout(Duration::from_secs(2), async { while sending.join_next().await.is_some() {} }).await;
 }
 
-async fn claim(state: &AppState, room: usize) -> Result<Vec<Claimed>> {
+/// Endpoint and user of each message on its way.
+#[derive(Debug, Default)]
+struct Places(HashMap<task::Id, (Uuid, Uuid)>);
+
+impl Places {
+    fn room(&self) -> usize {
+        CONCURRENCY.saturating_sub(self.0.len())
+    }
+
+    fn free(&mut self, ended: &std::result::Result<(task::Id, ()), task::JoinError>) {
+        self.0.remove(&ended.as_ref().map_or_else(task::JoinError::id, |(id, ())| *id));
+    }
+
+    /// The things that have so many places already.
+    fn full(&self, of: impl Fn(&(Uuid, Uuid)) -> Uuid, most: usize) -> Vec<Uuid> {
+        let mut counts: HashMap<Uuid, usize> = HashMap::new();
+        for place in self.0.values() {
+            let count = counts.entry(of(place)).or_default();
+            *count = count.saturating_add(1);
+        }
+        counts.into_iter().filter(|(_, count)| *count >= most).map(|(id, _)| id).collect()
+    }
+}
+
+async fn claim(state: &AppState, places: &Places) -> Result<Vec<Claimed>> {
+    let room = places.room();
     if room == 0 {
         return Ok(Vec::new());
     }
+    // A message's turn is its place among those of its address, on their way or due; likewise among those of its user.
     let query = "
+        WITH busy AS (
+            SELECT * FROM unnest($3::uuid[], $4::uuid[]) AS b (endpoint_id, user_id)
+        ), due AS (
+            SELECT d.id, d.endpoint_id, d.user_id, d.next_attempt_at
+            FROM webhook_deliveries d JOIN webhook_endpoints at ON at.id = d.endpoint_id
+            WHERE d.status = 'pending' AND d.next_attempt_at <= clock_timestamp()
+                AND at.enabled AND at.deleted_at IS NULL
+                AND d.endpoint_id <> ALL ($5::uuid[]) AND d.user_id <> ALL ($6::uuid[])
+            ORDER BY d.next_attempt_at LIMIT $7
+        ), of_endpoint AS (
+            SELECT due.*, row_number() OVER (PARTITION BY endpoint_id ORDER BY next_attempt_at, id)
+                + (SELECT count(*) FROM busy b WHERE b.endpoint_id = due.endpoint_id) AS turn
+            FROM due
+        ), of_user AS (
+            SELECT e.*, row_number() OVER (PARTITION BY user_id ORDER BY turn, next_attempt_at, id)
+                + (SELECT count(*) FROM busy b WHERE b.user_id = e.user_id) AS user_turn
+            FROM of_endpoint e WHERE turn <= $8
+        )
         UPDATE webhook_deliveries d SET
             attempts = d.attempts + 1,
             next_attempt_at = clock_timestamp() + make_interval(secs => $1)
         FROM webhook_endpoints e
         WHERE e.id = d.endpoint_id AND d.id IN (
-            SELECT due.id FROM webhook_deliveries due JOIN webhook_endpoints at ON at.id = due.endpoint_id
-            WHERE due.status = 'pending' AND due.next_attempt_at <= clock_timestamp()
-                AND at.enabled AND at.deleted_at IS NULL
-            ORDER BY due.next_attempt_at LIMIT $2 FOR UPDATE OF due SKIP LOCKED)
+            SELECT mine.id FROM webhook_deliveries mine JOIN of_user u ON u.id = mine.id
+            WHERE u.user_turn <= $9
+                -- Another backend may have claimed it since this statement began.
+                AND mine.status = 'pending' AND mine.next_attempt_at <= clock_timestamp()
+            ORDER BY u.user_turn, u.turn, u.next_attempt_at LIMIT $2 FOR UPDATE OF mine SKIP LOCKED)
         RETURNING d.id, d.user_id, d.endpoint_id, d.payload, d.attempts, d.created_at, e.url, e.secret,
             CASE WHEN e.previous_secret_until > clock_timestamp() THEN e.previous_secret END AS previous";
-    let limit = i64::try_from(room).unwrap_or(i64::MAX);
+    let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+    let (endpoints, users): (Vec<Uuid>, Vec<Uuid>) = places.0.values().copied().unzip();
+    let full = (places.full(|place| place.0, PER_ENDPOINT), places.full(|place| place.1, PER_USER));
     let work = async move |conn: &mut Conn| {
-        let query = diesel::sql_query(query).bind::<Double, _>(LEASE_SECONDS).bind::<BigInt, _>(limit);
+        let query = diesel::sql_query(query)
+            .bind::<Double, _>(LEASE_SECONDS)
+            .bind::<BigInt, _>(count(room))
+            .bind::<Array<SqlUuid>, _>(endpoints)
+            .bind::<Array<SqlUuid>, _>(users)
+            .bind::<Array<SqlUuid>, _>(full.0)
+            .bind::<Array<SqlUuid>, _>(full.1)
+            .bind::<BigInt, _>(CANDIDATES)
+            .bind::<BigInt, _>(count(PER_ENDPOINT))
+            .bind::<BigInt, _>(count(PER_USER));
         Ok(query.load(conn).await?)
     };
     state.db.system(work).await

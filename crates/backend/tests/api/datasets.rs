@@ -18,6 +18,16 @@ impl TestApp {
     }
 }
 
+/// The dataset is listed with the report of its refusal, and no object is left.
+async fn assert_invalid(app: &TestApp, name: &str, errors: usize) {
+    let list = app.get("/datasets").await.expect(200);
+    let [dataset] = list["items"].as_array().unwrap().as_slice() else { panic!("{list:#}") };
+    assert_eq!((&dataset["name"], &dataset["status"], &dataset["size"]), (&json!(name), &json!("invalid"), &json!(0)));
+    let files = dataset["files"].as_array().unwrap();
+    assert_eq!(files.last().unwrap()["report"]["errors"].as_array().map(Vec::len), Some(errors), "{dataset:#}");
+    assert_eq!(app.objects(&format!("datasets/{}/", app.user)).await, Vec::<String>::new());
+}
+
 fn sha256(content: &[u8]) -> String {
     hex::encode(Sha256::digest(content))
 }
@@ -44,14 +54,14 @@ async fn a_good_dataset_is_ready_after_one_request() {
 }
 
 #[tokio::test]
-async fn broken_rows_are_located_and_nothing_is_kept() {
+async fn broken_rows_are_located_and_only_the_report_is_kept() {
     let app = TestApp::new().await;
     let good = chat_rows(1);
     let text = format!(
         "{good}{{\"messages\": [\n{{\"messages\": [{{\"role\": \"asistant\", \"content\": \"x\"}}]}}\n\n{{\"message\": []}}\n"
     );
     assert_snapshot!(app.upload("words", text).await.problem(), @r"
-    422 DATASET_INVALID: the train file has 4 errors, the first in line 2: broken JSON: EOF while parsing a list; each row must be complete on one line; nothing was kept
+    422 DATASET_INVALID: the train file has 4 errors, the first in line 2: broken JSON: EOF while parsing a list; each row must be complete on one line; its rows were not kept
     - line 2, column 14: broken JSON: EOF while parsing a list; each row must be complete on one line
     - line 3, column 24: unknown role `asistant` in message 1; did you mean `assistant`?
     - line 4: empty row: remove the blank line
@@ -60,18 +70,18 @@ async fn broken_rows_are_located_and_nothing_is_kept() {
     let mut poison = good.clone().into_bytes();
     poison.extend_from_slice(b"{\"messages\": \"\xff\xfe\"}\n");
     assert_snapshot!(app.upload("words", poison).await.problem(), @r"
-    422 DATASET_INVALID: the train file has an error in line 2: bad UTF-8: byte 0xff is not part of a character; save the file as UTF-8; nothing was kept
+    422 DATASET_INVALID: the train file has an error in line 2: bad UTF-8: byte 0xff is not part of a character; save the file as UTF-8; its rows were not kept
     - line 2, column 15: bad UTF-8: byte 0xff is not part of a character; save the file as UTF-8
     ");
     assert_snapshot!(app.upload("words", "").await.problem(), @r"
-    422 DATASET_INVALID: the train file has an error in line 1: the file is empty; nothing was kept
+    422 DATASET_INVALID: the train file has an error in line 1: the file is empty; its rows were not kept
     - line 1: the file is empty
     ");
     assert_snapshot!(app.upload("words", "\n\n").await.problem(), @r"
-    422 DATASET_INVALID: the train file has an error in line 1: the file has no rows, only blank lines; nothing was kept
+    422 DATASET_INVALID: the train file has an error in line 1: the file has no rows, only blank lines; its rows were not kept
     - line 1: the file has no rows, only blank lines
     ");
-    app.assert_no_dataset().await;
+    assert_invalid(&app, "words", 1).await;
 }
 
 #[tokio::test]
@@ -79,8 +89,8 @@ async fn at_most_twenty_errors_are_listed_but_all_are_counted() {
     let app = TestApp::new().await;
     let reply = app.upload("words", format!("{}{}", chat_rows(2), "{\"messages\": [\n".repeat(50))).await;
     assert_eq!(reply.body["errors"].as_array().map(Vec::len), Some(20));
-    assert_snapshot!(reply.body["detail"].as_str().unwrap(), @"the train file has 50 errors, the first in line 3: broken JSON: EOF while parsing a list; each row must be complete on one line; nothing was kept");
-    app.assert_no_dataset().await;
+    assert_snapshot!(reply.body["detail"].as_str().unwrap(), @"the train file has 50 errors, the first in line 3: broken JSON: EOF while parsing a list; each row must be complete on one line; its rows were not kept");
+    assert_invalid(&app, "words", 20).await;
 }
 
 #[tokio::test]
@@ -88,10 +98,10 @@ async fn a_bad_validation_file_refuses_the_whole_dataset() {
     let app = TestApp::new().await;
     let form = form("words", chat_rows(2)).part("validation", file("v.jsonl", "{\"messages\": []}\n"));
     assert_snapshot!(app.upload_form(form).await.problem(), @r"
-    422 DATASET_INVALID: the validation file has an error in line 1: empty row: `messages` has no messages; nothing was kept
+    422 DATASET_INVALID: the validation file has an error in line 1: empty row: `messages` has no messages; its rows were not kept
     - validation: line 1, column 14: empty row: `messages` has no messages
     ");
-    app.assert_no_dataset().await;
+    assert_invalid(&app, "words", 1).await;
 }
 
 #[tokio::test]
@@ -252,12 +262,14 @@ async fn bad_rows_put_straight_to_storage_are_refused_and_removed() {
     let rows = b"{\"messages\": []}\n";
     let created = open(&app, "words", rows, None).await;
     app.put_parts(&created.uploads[0], rows).await;
-    let reply = app.post(&format!("/datasets/{}/complete", created.dataset.id), &Value::Null).await;
+    let complete = format!("/datasets/{}/complete", created.dataset.id);
+    let reply = app.post(&complete, &Value::Null).await;
     assert_snapshot!(reply.problem(), @r"
-    422 DATASET_INVALID: the train file has an error in line 1: empty row: `messages` has no messages; nothing was kept
+    422 DATASET_INVALID: the train file has an error in line 1: empty row: `messages` has no messages; its rows were not kept
     - line 1, column 14: empty row: `messages` has no messages
     ");
-    app.assert_no_dataset().await;
+    assert_eq!(app.post(&complete, &Value::Null).await.problem(), reply.problem(), "repeating it changes nothing");
+    assert_invalid(&app, "words", 1).await;
 }
 
 #[tokio::test]

@@ -1,173 +1,13 @@
-//! The Hugging Face Hub. It cannot be had here, so a small server speaks its endpoints as `huggingface_hub` uses them:
-//! search with `Link` pages, revisions, listings, and files, the large ones by redirect to another server.
+//! Models of the Hugging Face Hub, with a stand-in for it.
 
 use crate::app::TestApp;
-use actix_web::{App, HttpRequest, HttpResponse, HttpServer, dev::ServerHandle, http::header, web};
 use insta::assert_snapshot;
 use reqwest::Method;
 use serde_json::{Value, json};
-use sha1::Sha1;
 use sha2::{Digest, Sha256};
-use std::{
-    collections::BTreeMap,
-    net::TcpListener,
-    path::Path,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
+use testkit::hub::{COMMIT, Hub, TOKEN};
 use wire::hub::{PullStatus, PullView};
-
-const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
-const TOKEN: &str = "hf_canary_that_must_not_leak";
-const WEIGHTS: &str = "model.safetensors";
-
-struct Shared {
-    files: BTreeMap<String, Vec<u8>>,
-    /// Path and query of each request, and whether it carried the token.
-    seen: Mutex<Vec<(String, bool)>>,
-    /// Large files wait.
-    held: AtomicBool,
-    /// Large files arrive with another content.
-    spoiled: AtomicBool,
-    down: AtomicBool,
-    elsewhere: String,
-}
-
-pub struct Hub {
-    url: String,
-    shared: Arc<Shared>,
-    servers: Vec<ServerHandle>,
-}
-
-impl Drop for Hub {
-    fn drop(&mut self) {
-        for server in &self.servers {
-            drop(server.stop(false));
-        }
-    }
-}
-
-impl Hub {
-    pub fn start() -> Self {
-        let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/hone-tiny");
-        let names = ["config.json", "generation_config.json", WEIGHTS, "tokenizer.json", "tokenizer_config.json"];
-        let mut files: BTreeMap<String, Vec<u8>> =
-            names.iter().map(|n| ((*n).to_owned(), std::fs::read(assets.join(n)).unwrap())).collect();
-        files.insert("pytorch_model.bin".into(), b"pickle".to_vec());
-        files.insert("README.md".into(), b"# A model".to_vec());
-        let listeners = [(), ()].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
-        let [url, elsewhere] = [0, 1].map(|i| format!("http://{}", listeners[i].local_addr().unwrap()));
-        let shared = Arc::new(Shared {
-            files,
-            seen: Mutex::default(),
-            held: AtomicBool::new(false),
-            spoiled: AtomicBool::new(false),
-            down: AtomicBool::new(false),
-            elsewhere,
-        });
-        let serve = |listener: TcpListener| {
-            let shared = web::Data::from(Arc::clone(&shared));
-            let app = move || {
-                App::new()
-                    .app_data(shared.clone())
-                    .route("/api/models", web::get().to(search))
-                    .route("/api/models/o/m/revision/{revision}", web::get().to(revision))
-                    .route("/api/models/o/m/tree/{commit}", web::get().to(tree))
-                    .route("/o/m/resolve/{commit}/{path:.*}", web::get().to(resolve))
-                    .route("/large/{path:.*}", web::get().to(large))
-            };
-            let server = HttpServer::new(app).workers(1).disable_signals().listen(listener).unwrap().run();
-            let handle = server.handle();
-            tokio::spawn(server);
-            handle
-        };
-        let servers = listeners.into_iter().map(serve).collect();
-        Self { url, shared, servers }
-    }
-
-    pub fn environment(&self) -> [(&str, &str); 3] {
-        [("HF_ENDPOINT", &self.url), ("HF_TOKEN", TOKEN), ("OUTGOING_ALLOW", "127.0.0.0/8")]
-    }
-
-    fn requests(&self, prefix: &str) -> Vec<(String, bool)> {
-        self.shared.seen.lock().unwrap().iter().filter(|(path, _)| path.starts_with(prefix)).cloned().collect()
-    }
-}
-
-fn note(req: &HttpRequest, hub: &Shared) {
-    let token = req.headers().get(header::AUTHORIZATION).is_some_and(|v| v == format!("Bearer {TOKEN}").as_str());
-    hub.seen.lock().unwrap().push((req.uri().to_string(), token));
-}
-
-async fn search(req: HttpRequest, hub: web::Data<Shared>) -> HttpResponse {
-    note(&req, &hub);
-    if hub.down.load(Ordering::Relaxed) {
-        return HttpResponse::BadGateway().finish();
-    }
-    let model = json!({"_id": "6", "id": "o/m", "author": "o", "sha": COMMIT, "lastModified": "2025-01-02T03:04:05.000Z",
-        "createdAt": "2025-01-01T00:00:00.000Z", "private": false, "gated": "auto", "downloads": 7, "likes": 3,
-        "library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["safetensors"]});
-    let next = format!("<http://{}/api/models?limit=1&cursor=abc%3D>; rel=\"next\"", req.connection_info().host());
-    HttpResponse::Ok().insert_header((header::LINK, next)).json([model])
-}
-
-async fn revision(req: HttpRequest, hub: web::Data<Shared>) -> HttpResponse {
-    note(&req, &hub);
-    match req.match_info().get("revision") {
-        Some("main") => HttpResponse::Ok().json(json!({"id": "o/m", "sha": COMMIT, "siblings": []})),
-        Some("locked") => HttpResponse::Forbidden().insert_header(("x-error-code", "GatedRepo")).finish(),
-        _ => HttpResponse::NotFound().insert_header(("x-error-code", "RevisionNotFound")).finish(),
-    }
-}
-
-async fn tree(req: HttpRequest, hub: web::Data<Shared>) -> HttpResponse {
-    note(&req, &hub);
-    let entry = |(path, content): (&String, &Vec<u8>)| {
-        let mut name = Sha1::new();
-        name.update(format!("blob {}\0", content.len()));
-        name.update(content);
-        let mut entry =
-            json!({"type": "file", "path": path, "size": content.len(), "oid": hex::encode(name.finalize())});
-        if path == WEIGHTS {
-            let sha256 = hex::encode(Sha256::digest(content));
-            entry["lfs"] = json!({"oid": sha256, "size": content.len(), "pointerSize": 134});
-        }
-        entry
-    };
-    HttpResponse::Ok().json(hub.files.iter().map(entry).collect::<Vec<Value>>())
-}
-
-async fn resolve(req: HttpRequest, hub: web::Data<Shared>) -> HttpResponse {
-    note(&req, &hub);
-    let path = req.match_info().get("path").unwrap();
-    if path == WEIGHTS {
-        let to = format!("{}/large/{path}", hub.elsewhere);
-        return HttpResponse::Found().insert_header((header::LOCATION, to)).finish();
-    }
-    part(&req, hub.files[path].clone())
-}
-
-async fn large(req: HttpRequest, hub: web::Data<Shared>) -> HttpResponse {
-    note(&req, &hub);
-    while hub.held.load(Ordering::Relaxed) {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    let mut content = hub.files[req.match_info().get("path").unwrap()].clone();
-    if hub.spoiled.load(Ordering::Relaxed) {
-        *content.last_mut().unwrap() ^= 1;
-    }
-    part(&req, content)
-}
-
-fn part(req: &HttpRequest, content: Vec<u8>) -> HttpResponse {
-    let range = req.headers().get(header::RANGE).unwrap().to_str().unwrap().strip_prefix("bytes=").unwrap().to_owned();
-    let (from, to) = range.split_once('-').unwrap();
-    let piece = content[from.parse().unwrap()..=to.parse().unwrap()].to_vec();
-    HttpResponse::PartialContent().body(piece)
-}
 
 impl TestApp {
     async fn pull(&self, body: Value) -> PullView {
@@ -230,7 +70,7 @@ async fn a_search_goes_to_the_hub_once_and_pages_by_its_links() {
         hub.requests("/api/models").last().unwrap().0.contains("sort=downloads&limit=3&pipeline_tag=text-generation")
     );
     assert_eq!(app.get("/api/models/search?limit=0").await.status, 422);
-    hub.shared.down.store(true, Ordering::Relaxed);
+    hub.break_down();
     let problem = app.get("/api/models/search?search=other").await.problem();
     assert_snapshot!(problem, @"503 UNAVAILABLE: the Hugging Face Hub (127.0.0.1) cannot be used now: it answered 502 Bad Gateway; try again, check HF_ENDPOINT, or bring a model from a folder with `hone models import`");
 }
@@ -249,7 +89,7 @@ async fn a_pull_brings_one_commit_into_the_registry() {
     let model = app.get("/api/models/o--m").await.expect(200);
     assert_eq!((&model["revision"], &model["info"]["architecture"]), (&json!(COMMIT), &json!("LlamaForCausalLM")));
     for file in model["files"].as_array().unwrap() {
-        let content = &hub.shared.files[file["path"].as_str().unwrap()];
+        let content = hub.file(file["path"].as_str().unwrap());
         assert_eq!(file["sha256"], hex::encode(Sha256::digest(content)));
     }
     assert_eq!(app.get("/api/models/cached").await.expect(200)["items"][0], model);
@@ -272,14 +112,14 @@ async fn a_pull_brings_one_commit_into_the_registry() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pull_goes_on_after_a_restart() {
     let hub = Hub::start();
-    hub.shared.held.store(true, Ordering::Relaxed);
+    hub.hold(true);
     let first = TestApp::set(&hub.environment()).await;
     let pull = first.pull(json!({"id": "o/m", "name": "mine"})).await;
     assert_eq!(first.pull(json!({"id": "o/m", "name": "mine"})).await.id, pull.id, "asked twice is asked once");
     waiting_for_weights(&hub).await;
     first.kill();
     let second = first.sibling(&hub.environment()).await;
-    hub.shared.held.store(false, Ordering::Relaxed);
+    hub.hold(false);
     let done = second.pulled(&pull).await;
     assert_eq!((done.status, done.error), (PullStatus::Succeeded, None));
     assert_eq!(second.get("/api/models/mine").await.expect(200)["revision"], COMMIT);
@@ -288,7 +128,7 @@ async fn a_pull_goes_on_after_a_restart() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cancelled_pull_leaves_nothing() {
     let hub = Hub::start();
-    hub.shared.held.store(true, Ordering::Relaxed);
+    hub.hold(true);
     let app = TestApp::set(&hub.environment()).await;
     let pull = app.pull(json!({"id": "o/m"})).await;
     waiting_for_weights(&hub).await;
@@ -302,7 +142,7 @@ async fn a_cancelled_pull_leaves_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_what_the_hub_lists_is_refused_and_nothing_is_kept() {
     let hub = Hub::start();
-    hub.shared.spoiled.store(true, Ordering::Relaxed);
+    hub.spoil();
     let app = TestApp::set(&hub.environment()).await;
     let pull = app.pull(json!({"id": "o/m"})).await;
     let failed = app.pulled(&pull).await;

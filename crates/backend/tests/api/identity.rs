@@ -225,3 +225,21 @@ async fn an_address_that_fails_to_sign_in_is_stopped_behind_the_trusted_proxy() 
     from("192.0.2.1", KEY).await.expect(200);
     from("192.0.2.2", "hone_sk_guess").await.expect(401);
 }
+
+#[tokio::test]
+async fn a_user_has_so_many_keys_that_work() {
+    let app = TestApp::set(&[("KEYS_PER_USER", "3")]).await;
+    let make = async |body: Value| app.post("/api/keys", &body).await;
+    // The one of this test is the first.
+    let second = make(json!({"name": "a"})).await.expect(201);
+    make(json!({"name": "b", "expires_in": 1})).await.expect(201);
+    assert_snapshot!(make(json!({"name": "c"})).await.problem(), @"409 CONFLICT: there are 3 keys, and 3 are allowed; revoke one that is not needed any more first");
+    // Neither what is over nor what is revoked counts, and others have their own.
+    tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
+    make(json!({"name": "c"})).await.expect(201);
+    make(json!({"name": "d"})).await.expect(409);
+    app.delete(&format!("/api/keys/{}", text(&second["id"]))).await.expect(204);
+    make(json!({"name": "d"})).await.expect(201);
+    let other = app.add_user("clerk", CLERK).await;
+    make(json!({"name": "theirs", "user_id": other})).await.expect(201);
+}

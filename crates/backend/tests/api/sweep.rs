@@ -40,7 +40,7 @@ pub fn state(app: &TestApp) -> AppState {
 }
 
 /// Makes every row look as old as `at`; the trigger that touches rows is off meanwhile.
-async fn age(app: &TestApp, at: DateTime<Utc>) {
+pub async fn age(app: &TestApp, at: DateTime<Utc>) {
     // Only the owner may turn triggers off.
     let (client, connection) = app.db.postgres().connect(tokio_postgres::NoTls).await.unwrap();
     let connection = tokio::spawn(connection);

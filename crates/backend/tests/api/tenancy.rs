@@ -119,7 +119,8 @@ async fn every_operation_shows_and_changes_only_what_is_the_callers() {
 }
 
 impl World {
-    /// Digest of every row of a tenant, but for what its own requests leave behind: the log, and the last use of keys.
+    /// Digest of every row of a tenant, but for what its own requests leave behind: the log, the last use of keys, and
+    /// places in the stream of notifications.
     async fn rows_of(&self, user: UserId) -> Vec<String> {
         let mut found = Vec::new();
         for table in tenant_tables(&self.app).await {
@@ -127,7 +128,7 @@ impl World {
                 continue;
             }
             let sql = format!(
-                "SELECT '{table} ' || count(*) || ' ' || coalesce(md5(string_agg(md5((to_jsonb(t) - 'last_used_at' - 'updated_at')::text), '' ORDER BY md5((to_jsonb(t) - 'last_used_at' - 'updated_at')::text))), '-') AS line
+                "SELECT '{table} ' || count(*) || ' ' || coalesce(md5(string_agg(md5((to_jsonb(t) - 'last_used_at' - 'updated_at' - 'position')::text), '' ORDER BY md5((to_jsonb(t) - 'last_used_at' - 'updated_at' - 'position')::text))), '-') AS line
                  FROM {table} t WHERE user_id = '{user}' {}",
                 if table == "api_keys" { "AND name NOT LIKE '________-____-____-____-____________'" } else { "" }
             );

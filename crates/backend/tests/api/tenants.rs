@@ -2,13 +2,13 @@
 
 use crate::{
     app::{Reply, TestApp, chat_rows, file, form, send},
-    hub::Hub,
     models::tiny,
 };
 use diesel_async::SimpleAsyncConnection;
 use reqwest::{Method, multipart::Form};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use testkit::hub::Hub;
 use uuid::Uuid;
 use wire::{UserId, account::Scope, storage::UploadSession};
 
@@ -55,6 +55,7 @@ pub const CALLS: &[(&str, &str, Body)] = &[
     ("complete_dataset", "open_dataset", Empty),
     ("get_dataset_statistics", "dataset", Empty),
     ("get_dataset_usage", "dataset", Empty),
+    ("split_dataset", "dataset", Json(|_| json!({"train_name": fresh("a"), "validation_name": fresh("b")}))),
     ("update_dataset", "dataset", Json(|_| json!({"description": "another"}))),
     ("delete_dataset", "spare_dataset", Empty),
     // Models: a registry that all may read
@@ -100,6 +101,7 @@ pub const CALLS: &[(&str, &str, Body)] = &[
     ("list_costs", "", Empty),
     ("summarize_costs", "", Empty),
     ("list_notifications", "", Empty),
+    ("stream_notifications", "", Empty),
     ("count_unread_notifications", "", Empty),
     ("read_notifications", "", Empty),
     ("read_notification", "notification", Empty),

@@ -44,7 +44,7 @@ impl Got {
 struct Receiver {
     url: String,
     got: Arc<Mutex<Vec<Got>>>,
-    /// The response head, without the blank line.
+    /// The response head, without the blank line; empty: none comes.
     answer: Arc<Mutex<String>>,
 }
 
@@ -113,6 +113,11 @@ async fn serve(mut socket: TcpStream, got: &Mutex<Vec<Got>>, answer: &Mutex<Stri
     let body = String::from_utf8(bytes[head_end..].to_vec()).unwrap();
     got.lock().unwrap().push(Got { headers, body });
     let head = answer.lock().unwrap().clone();
+    if head.is_empty() {
+        // Until the other side has waited long enough.
+        let _ = socket.read(&mut [0]).await;
+        return;
+    }
     let reply = format!("HTTP/1.1 {head}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
     let _ = socket.write_all(reply.as_bytes()).await;
 }
@@ -337,4 +342,32 @@ async fn what_was_committed_is_sent_after_a_crash_under_the_same_id() {
     world.db.batch_execute(insert).await.unwrap();
     world.start_backend().await;
     assert_eq!(receiver.wait(3).await[2].json()["type"], "webhook.test");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_receivers_hold_up_nobody_else() {
+    let world = World::with(local()).await;
+    let (slow, fast) = (Receiver::new().await, Receiver::new().await);
+    slow.answers("");
+    let (slow_path, _) = hook(&world, &slow.url).await;
+    let (fast_path, _) = hook(&world, &fast.url).await;
+    // More than there are candidates for a turn, all due before the others.
+    let insert = "INSERT INTO webhook_deliveries (id, user_id, endpoint_id, event_type, payload, next_attempt_at)
+        SELECT gen_random_uuid(), user_id, id, 'webhook.test', '{\"type\": \"slow\"}', now() - interval '1 minute'
+        FROM webhook_endpoints, generate_series(1, 400) WHERE id::text = $1";
+    let id = slow_path.rsplit('/').next().unwrap();
+    world.db.execute(insert, &[&id]).await.unwrap();
+    slow.wait(4).await;
+    let begun = Instant::now();
+    for _ in 0..20 {
+        world.post(&format!("{fast_path}/test")).await;
+    }
+    fast.wait(20).await;
+    let took = begun.elapsed();
+    eprintln!("20 messages beside a receiver that never answers: {took:?}");
+    assert!(took < Duration::from_secs(10), "a request may take 15 s, and nobody waited for one: {took:?}");
+    assert_eq!(slow.all().len(), 4, "the places one address may have");
+    let waits = "SELECT count(*) FROM webhook_deliveries WHERE endpoint_id::text = $1 AND attempts = 0";
+    let waits: i64 = world.db.query_one(waits, &[&id]).await.unwrap().get(0);
+    assert_eq!(waits, 396, "nothing is claimed that is not sent");
 }

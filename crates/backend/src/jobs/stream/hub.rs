@@ -1,10 +1,11 @@
-//! One LISTEN connection for the whole process, fanned out by job.
+//! One LISTEN connection for the whole process, fanned out by job, and by user.
 
 use super::tail::Tail;
 use crate::{db::Db, jobs::reconciler::Hints};
 use futures::{StreamExt, stream};
 use std::{
     collections::HashMap,
+    hash::Hash,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
@@ -17,23 +18,53 @@ use wire::{JobId, UserId};
 const JOBS: &str = "hone_jobs";
 /// New rows in the event log.
 const EVENTS: &str = "hone_job_events";
+/// New notifications of a user.
+const NOTIFICATIONS: &str = "hone_notifications";
 /// Between two attempts to connect.
 const RETRY: Duration = Duration::from_secs(1);
 /// A silent connection is checked this often.
 const PROBE: Duration = Duration::from_secs(30);
 
-/// Tells readers of a job's log that there is more.
+/// Tells readers of a job's log, or of a user's notifications, that there is more.
 #[derive(Debug)]
 pub struct Hub {
     slow_client: Duration,
-    jobs: Mutex<HashMap<JobId, watch::Sender<()>>>,
+    jobs: Wakers<JobId>,
+    users: Wakers<UserId>,
     tails: Mutex<HashMap<(UserId, JobId), Weak<Tail>>>,
+}
+
+#[derive(Debug)]
+struct Wakers<K>(Mutex<HashMap<K, watch::Sender<()>>>);
+
+impl<K: Eq + Hash> Wakers<K> {
+    fn subscribe(&self, key: K) -> watch::Receiver<()> {
+        let mut all = self.all();
+        all.retain(|_, sender| !sender.is_closed());
+        all.entry(key).or_insert_with(|| watch::Sender::new(())).subscribe()
+    }
+
+    fn wake(&self, key: &K) {
+        if let Some(sender) = self.all().get(key) {
+            sender.send_replace(());
+        }
+    }
+
+    fn wake_all(&self) {
+        for sender in self.all().values() {
+            sender.send_replace(());
+        }
+    }
+
+    fn all(&self) -> MutexGuard<'_, HashMap<K, watch::Sender<()>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Hub {
     #[must_use]
     pub fn new(slow_client: Duration) -> Self {
-        Self { slow_client, jobs: Mutex::default(), tails: Mutex::default() }
+        Self { slow_client, jobs: Wakers(Mutex::default()), users: Wakers(Mutex::default()), tails: Mutex::default() }
     }
 
     /// A client that takes nothing for this long is dropped.
@@ -45,9 +76,13 @@ impl Hub {
     /// Changes whenever the job's log may have grown.
     #[must_use]
     pub fn subscribe(&self, job: JobId) -> watch::Receiver<()> {
-        let mut jobs = self.jobs();
-        jobs.retain(|_, sender| !sender.is_closed());
-        jobs.entry(job).or_insert_with(|| watch::Sender::new(())).subscribe()
+        self.jobs.subscribe(job)
+    }
+
+    /// Changes whenever the user may have new notifications.
+    #[must_use]
+    pub fn subscribe_user(&self, user: UserId) -> watch::Receiver<()> {
+        self.users.subscribe(user)
     }
 
     /// What all who watch this job share. `user` may see it.
@@ -63,20 +98,9 @@ impl Hub {
         tail
     }
 
-    fn wake(&self, job: JobId) {
-        if let Some(sender) = self.jobs().get(&job) {
-            sender.send_replace(());
-        }
-    }
-
     fn wake_all(&self) {
-        for sender in self.jobs().values() {
-            sender.send_replace(());
-        }
-    }
-
-    fn jobs(&self) -> MutexGuard<'_, HashMap<JobId, watch::Sender<()>>> {
-        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+        self.jobs.wake_all();
+        self.users.wake_all();
     }
 }
 
@@ -100,7 +124,7 @@ pub async fn listen(db: Db, hub: Arc<Hub>, hints: Arc<Hints>, stop: Cancellation
 async fn connection(db: &Db, hub: &Hub, hints: &Hints) -> Result<(), tokio_postgres::Error> {
     let (client, mut connection) = db.postgres().connect(NoTls).await?;
     let mut messages = stream::poll_fn(move |context| connection.poll_message(context));
-    let listen = format!("LISTEN {JOBS}; LISTEN {EVENTS}");
+    let listen = format!("LISTEN {JOBS}; LISTEN {EVENTS}; LISTEN {NOTIFICATIONS}");
     let mut ready = std::pin::pin!(client.batch_execute(&listen));
     let mut listening = false;
     loop {
@@ -114,8 +138,12 @@ async fn connection(db: &Db, hub: &Hub, hints: &Hints) -> Result<(), tokio_postg
             }
             message = messages.next() => match message {
                 Some(Ok(AsyncMessage::Notification(n))) => {
+                    if n.channel() == NOTIFICATIONS {
+                        let _ = n.payload().parse().map(|user| hub.users.wake(&user));
+                        continue;
+                    }
                     let Ok(job) = n.payload().parse() else { continue };
-                    hub.wake(job);
+                    hub.jobs.wake(&job);
                     if n.channel() == JOBS {
                         hints.job(job);
                     }

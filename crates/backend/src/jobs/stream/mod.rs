@@ -30,7 +30,7 @@ const PAGE: i64 = 200;
 /// Messages between the reader of the log and the connection.
 const BUFFER: usize = 32;
 /// Looks into the log without being told, in case a notification was lost.
-const POLL: Duration = Duration::from_secs(5);
+pub const POLL: Duration = Duration::from_secs(5);
 /// Between messages, to keep proxies from closing the connection and to notice clients that are gone.
 pub const KEEP_ALIVE: Duration = Duration::from_secs(15);
 

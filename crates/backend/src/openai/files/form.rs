@@ -134,7 +134,11 @@ impl Source<'_> {
         let finished = datasets::finish(state, dataset.clone(), vec![(Split::Train, object)]).await;
         let (error, dataset_id) = match finished {
             Ok(_) => (None, Some(dataset.id)),
-            Err(Cause::Refused(problem)) if problem.code == Code::DatasetInvalid => (Some(details(&problem)), None),
+            Err(Cause::Refused(problem)) if problem.code == Code::DatasetInvalid => {
+                // The report is the file's, and no dataset beside it.
+                datasets::discard(state, dataset).await;
+                (Some(details(&problem)), None)
+            }
             Err(other) => return Err(other.into()),
         };
         let new = NewFile {

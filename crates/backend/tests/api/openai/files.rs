@@ -48,7 +48,7 @@ async fn bad_rows_are_told_in_the_status_and_not_kept() {
     let file = app.upload_file(format!("{}{{\"messages\": [\n", chat_rows(1))).await.expect(200);
     assert_eq!(file["status"], "error");
     assert_snapshot!(file["status_details"].as_str().unwrap(), @r"
-    the train file has an error in line 2: broken JSON: EOF while parsing a list; each row must be complete on one line; nothing was kept
+    the train file has an error in line 2: broken JSON: EOF while parsing a list; each row must be complete on one line; its rows were not kept
     line 2, column 14: broken JSON: EOF while parsing a list; each row must be complete on one line
     ");
     let id = file["id"].as_str().unwrap();

@@ -120,11 +120,11 @@ async fn every_refusal_names_the_field_at_fault() {
     assert_snapshot!(refused(json!({"model": "ft:tiny:local::abc"})).await, @"400 model_not_available (model): 'ft:tiny:local::abc' is fine-tuned already; continuing from it is not served here, use its base model");
     assert_snapshot!(refused(json!({"training_file": "file-abc"})).await, @"400 file_not_found (training_file): The file 'file-abc' does not exist.");
     assert_snapshot!(refused(json!({"training_file": bad})).await, @r"
-    400 invalid_training_file (training_file): The file 'BAD' cannot be used: the train file has an error in line 1: broken JSON: EOF while parsing an object; each row must be complete on one line; nothing was kept
+    400 invalid_training_file (training_file): The file 'BAD' cannot be used: the train file has an error in line 1: broken JSON: EOF while parsing an object; each row must be complete on one line; its rows were not kept
     line 1, column 1: broken JSON: EOF while parsing an object; each row must be complete on one line
     ");
     assert_snapshot!(refused(json!({"validation_file": bad})).await, @r"
-    400 invalid_validation_file (validation_file): The file 'BAD' cannot be used: the train file has an error in line 1: broken JSON: EOF while parsing an object; each row must be complete on one line; nothing was kept
+    400 invalid_validation_file (validation_file): The file 'BAD' cannot be used: the train file has an error in line 1: broken JSON: EOF while parsing an object; each row must be complete on one line; its rows were not kept
     line 1, column 1: broken JSON: EOF while parsing an object; each row must be complete on one line
     ");
     assert_snapshot!(refused(json!({"method": {"type": "dpo"}})).await, @"400 invalid_value (method): training configuration: method: `dpo` needs preference pairs, and this dataset has none; use a dataset with `prompt`, `chosen` and `rejected`");
