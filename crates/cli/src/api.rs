@@ -10,16 +10,18 @@ use wire::{
     JobId, JobView, KeyId, PackageId, Page, VersionId,
     account::{CreateKey, CreatedKey, KeyView},
     artifact::{ArtifactDownload, ModelArtifactView},
-    cost::UpdateJob,
-    dataset::{DatasetPreview, DatasetView, Split},
+    cost::{CostRecord, CostSummary, UpdateJob},
+    dataset::{DatasetPreview, DatasetView, Split, SplitDataset, SplitDatasets},
     dead_letter::{DeadLetter, ReplayDeadLetters, ReplayedDeadLetters},
     estimate::JobEstimate,
     event::StreamMessage,
     hub::{HubModel, PullModel, PullView},
-    ids::{ArtifactId, PullId},
+    ids::{ArtifactId, DeliveryId, NotificationId, PullId, WebhookId},
     job::{ArtifactView, CreateJob, MetricPoint},
     model::{CreateModel, CreatedModel, ModelView},
+    notification::{NotificationView, UnreadCount},
     package::{AutoSave, LaunchVersion, PackageView, Summary, VersionView},
+    webhook::{CreateWebhook, DeliveryView, UpdateWebhook, WebhookSecret, WebhookView},
 };
 
 /// Rows asked for per page.
@@ -100,6 +102,14 @@ impl Api {
         Ok(self.client.get(&format!("/datasets/{}/preview?limit={limit}&split={split}", escape(name))).await?)
     }
 
+    /// Sent once: a second request would find the names taken.
+    pub async fn split_dataset(&self, name: &str, body: &SplitDataset) -> CliResult<SplitDatasets> {
+        let request = self.client.request(Method::POST, &format!("/datasets/{}/split", escape(name)))?;
+        // Copying and validating half a gigabyte takes longer than an ordinary call.
+        let request = request.timeout(std::time::Duration::from_secs(900)).json(body);
+        self.reply(self.client.send(request).await?).await
+    }
+
     pub async fn delete_dataset(&self, name: &str) -> CliResult {
         Ok(self.client.delete(&format!("/datasets/{}", escape(name))).await?)
     }
@@ -155,6 +165,73 @@ impl Api {
 
     pub async fn packages(&self) -> CliResult<Vec<PackageView>> {
         self.all("/api/training/packages?").await
+    }
+
+    /// What each attempt has cost, newest first. `filter`: `name=value&` for each parameter.
+    pub async fn costs(&self, filter: &str) -> CliResult<Vec<CostRecord>> {
+        self.all(&format!("/api/costs?{filter}")).await
+    }
+
+    /// `filter`: `name=value&` for each parameter.
+    pub async fn cost_summary(&self, filter: &str) -> CliResult<CostSummary> {
+        Ok(self.client.get(&format!("/api/costs/summary?{filter}")).await?)
+    }
+
+    /// The newest `limit` notifications.
+    pub async fn notifications(&self, unread: bool, limit: usize) -> CliResult<Vec<NotificationView>> {
+        let filter = if unread { "unread=true&" } else { "" };
+        self.up_to(&format!("/api/notifications?{filter}"), limit).await
+    }
+
+    pub async fn read_notification(&self, id: NotificationId) -> CliResult<NotificationView> {
+        Ok(self.client.post(&format!("/api/notifications/{id}/read"), &()).await?)
+    }
+
+    pub async fn read_notifications(&self) -> CliResult<UnreadCount> {
+        Ok(self.client.post("/api/notifications/read", &()).await?)
+    }
+
+    pub async fn webhooks(&self) -> CliResult<Vec<WebhookView>> {
+        self.all("/api/webhooks?").await
+    }
+
+    pub async fn webhook(&self, id: WebhookId) -> CliResult<WebhookView> {
+        Ok(self.client.get(&format!("/api/webhooks/{id}")).await?)
+    }
+
+    /// Sent once: a secret whose reply was lost would be one that nobody knows.
+    pub async fn create_webhook(&self, body: &CreateWebhook) -> CliResult<WebhookSecret> {
+        let request = self.client.request(Method::POST, "/api/webhooks")?.json(body);
+        self.reply(self.client.send(request).await?).await
+    }
+
+    pub async fn update_webhook(&self, id: WebhookId, body: &UpdateWebhook) -> CliResult<WebhookView> {
+        Ok(self.client.call(Method::PATCH, &format!("/api/webhooks/{id}"), Some(body)).await?)
+    }
+
+    /// Sent once: a second rotation would drop the secret that receivers still have.
+    pub async fn rotate_webhook(&self, id: WebhookId) -> CliResult<WebhookSecret> {
+        let request = self.client.request(Method::POST, &format!("/api/webhooks/{id}/rotate"))?;
+        self.reply(self.client.send(request).await?).await
+    }
+
+    pub async fn test_webhook(&self, id: WebhookId) -> CliResult<DeliveryView> {
+        Ok(self.client.call::<(), _>(Method::POST, &format!("/api/webhooks/{id}/test"), None).await?)
+    }
+
+    pub async fn delete_webhook(&self, id: WebhookId) -> CliResult {
+        Ok(self.client.delete(&format!("/api/webhooks/{id}")).await?)
+    }
+
+    /// The newest `limit` messages for a webhook.
+    pub async fn deliveries(&self, id: WebhookId, status: Option<&str>, limit: usize) -> CliResult<Vec<DeliveryView>> {
+        let filter = status.map(|s| format!("status={s}&")).unwrap_or_default();
+        self.up_to(&format!("/api/webhooks/{id}/deliveries?{filter}"), limit).await
+    }
+
+    pub async fn redeliver(&self, id: WebhookId, delivery: DeliveryId) -> CliResult<DeliveryView> {
+        let path = format!("/api/webhooks/{id}/deliveries/{delivery}/redeliver");
+        Ok(self.client.call::<(), _>(Method::POST, &path, None).await?)
     }
 
     pub async fn package(&self, name: &str) -> CliResult<PackageView> {
@@ -293,6 +370,18 @@ pub fn percent_encode(bytes: &[u8]) -> String {
 
 fn escape(text: &str) -> String {
     percent_encode(text.as_bytes())
+}
+
+/// The one of `items` whose id begins with `text`, which may be a whole id.
+pub fn by_id<'a, T>(items: &'a [T], id: impl Fn(&T) -> String, text: &str, what: &str) -> CliResult<&'a T> {
+    let wanted = text.trim_end_matches('…').to_ascii_lowercase();
+    let mut found = items.iter().filter(|item| !wanted.is_empty() && id(item).starts_with(&wanted));
+    match (found.next(), found.next()) {
+        (Some(one), None) => Ok(one),
+        (None, _) => Err(CliError::new(Exit::NotFound, format!("no {what} has an id that begins with `{text}`"))),
+        (Some(_), Some(_)) => Err(CliError::invalid(format!("several {what}s have an id that begins with `{text}`"))
+            .hint("give more of the id; `--json` shows it whole")),
+    }
 }
 
 /// Enough of a job's id to tell it from others: its timestamp part.

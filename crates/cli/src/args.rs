@@ -1,9 +1,14 @@
 //! The grammar of the command line, and its help.
 
+mod account;
+
+pub use account::{
+    CostGroupArg, CostsArgs, CreateKeyArgs, CreateWebhookArgs, DeliveryStatusArg, KeysCommand, NotificationsCommand,
+    WebhooksCommand,
+};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 use std::path::PathBuf;
-use wire::account::Scope;
 
 const OVERVIEW: &str = "\
 Examples:
@@ -63,6 +68,14 @@ pub enum Command {
     Artifacts(ArtifactsCommand),
     /// Talk to what a job has trained
     Chat(ChatArgs),
+    /// What training has cost, by day, package, user or hardware, or of one job
+    Costs(CostsArgs),
+    /// What you were told: list, mark as read
+    #[command(subcommand)]
+    Notifications(NotificationsCommand),
+    /// Addresses of yours that are told what happens: add, test, look at deliveries
+    #[command(subcommand)]
+    Webhooks(WebhooksCommand),
     /// API keys: list, make, revoke
     #[command(subcommand)]
     Keys(KeysCommand),
@@ -198,8 +211,32 @@ pub enum DatasetsCommand {
         #[arg(long, value_enum, default_value_t = SplitArg::Train)]
         split: SplitArg,
     },
+    /// Divide the rows of a dataset by a seed into two new ones
+    #[command(
+        after_help = "Example:\n  hone datasets split support --ratio 0.95\n\nmakes support-train with 95 % of the rows and support-validation with the others. The same seed and ratio divide the\nsame rows in the same way; rows keep their bytes and their order."
+    )]
+    Split(SplitArgs),
     /// Delete a dataset
     Rm { name: String },
+}
+
+#[derive(Debug, Args)]
+pub struct SplitArgs {
+    pub name: String,
+    /// Share of the rows that goes to the first of the two, above 0 and below 1
+    #[arg(long, default_value_t = 0.9)]
+    pub ratio: f64,
+    #[arg(long, default_value_t = 42)]
+    pub seed: u64,
+    /// Which file is divided
+    #[arg(long, value_enum, default_value_t = SplitArg::Train)]
+    pub file: SplitArg,
+    /// Name of the first [default: NAME-train]
+    #[arg(long, value_name = "NAME")]
+    pub train_name: Option<String>,
+    /// Name of the second [default: NAME-validation]
+    #[arg(long, value_name = "NAME")]
+    pub validation_name: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -387,42 +424,6 @@ pub enum JobsCommand {
         #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
         download: Option<PathBuf>,
     },
-}
-
-const KEYS: &str = "\
-Examples:
-  hone keys create ci --scope jobs:read --scope jobs:write --expires 90d
-  export HONE_API_KEY=$(hone keys create notebook)
-  hone keys revoke ci
-
-A key does at most what the key that makes it does.";
-
-#[derive(Debug, Subcommand)]
-#[command(after_help = KEYS)]
-pub enum KeysCommand {
-    /// List your keys, newest first
-    Ls,
-    /// Make a key; it is printed once and never again
-    #[command(after_help = KEYS)]
-    Create(CreateKeyArgs),
-    /// Revoke a key: the next request with it is refused
-    #[command(after_help = KEYS)]
-    Revoke {
-        /// Name, id, or the first characters that `ls` shows
-        key: String,
-    },
-}
-
-#[derive(Debug, Args)]
-pub struct CreateKeyArgs {
-    /// What it is for
-    pub name: String,
-    /// What it may do, such as jobs:read; can be repeated [default: as much as the key that makes it]
-    #[arg(long, value_name = "SCOPE")]
-    pub scope: Vec<Scope>,
-    /// When it ends: 90d, 12h, 30m [default: never]
-    #[arg(long, value_name = "TIME", value_parser = crate::keys::duration)]
-    pub expires: Option<u32>,
 }
 
 const CHAT: &str = "\

@@ -2,7 +2,7 @@
 
 use crate::{
     api::Api,
-    args::{DatasetsCommand, SplitArg, UploadArgs},
+    args::{DatasetsCommand, SplitArg, SplitArgs, UploadArgs},
     context::Context,
     error::{CliError, CliResult, Exit},
     ui,
@@ -17,7 +17,7 @@ use std::{
 use tokio_util::io::ReaderStream;
 use wire::{
     Code, Problem,
-    dataset::{DatasetFormat, DatasetStatus, DatasetView, Split, ValidationReport},
+    dataset::{DatasetFormat, DatasetStatus, DatasetView, Split, SplitDataset, ValidationReport},
     model::is_valid_name,
 };
 
@@ -31,6 +31,7 @@ pub async fn run(context: &Context, command: DatasetsCommand) -> CliResult {
         DatasetsCommand::Ls => ls(context).await,
         DatasetsCommand::Show { name } => show(context, &name).await,
         DatasetsCommand::Preview { name, limit, split } => preview(context, &name, limit, split).await,
+        DatasetsCommand::Split(args) => split(context, args).await,
         DatasetsCommand::Rm { name } => rm(context, &name).await,
     }
 }
@@ -170,11 +171,29 @@ async fn show(context: &Context, name: &str) -> CliResult {
     Ok(())
 }
 
-async fn preview(context: &Context, name: &str, limit: u16, split: SplitArg) -> CliResult {
-    let split = match split {
+async fn split(context: &Context, args: SplitArgs) -> CliResult {
+    let SplitArgs { name, ratio, seed, file, train_name, validation_name } = args;
+    let body = SplitDataset { ratio, seed, file: part_of(file), train_name, validation_name };
+    let made = Api { client: context.client()? }.split_dataset(&name, &body).await?;
+    context.ui.show(&made, |ui| {
+        for dataset in [&made.train, &made.validation] {
+            ui.line(format!("made {} with {} rows", dataset.name, dataset.rows));
+        }
+        let names = (&made.train.name, &made.validation.name);
+        ui.line(format!("\nuse them with `dataset: {}` and `validation_dataset: {}`", names.0, names.1));
+    });
+    Ok(())
+}
+
+const fn part_of(split: SplitArg) -> Split {
+    match split {
         SplitArg::Train => Split::Train,
         SplitArg::Validation => Split::Validation,
-    };
+    }
+}
+
+async fn preview(context: &Context, name: &str, limit: u16, split: SplitArg) -> CliResult {
+    let split = part_of(split);
     let preview = Api { client: context.client()? }.preview(name, limit, split).await?;
     context.ui.show(&preview, |ui| {
         for (i, row) in preview.rows.iter().enumerate() {
@@ -245,12 +264,26 @@ fn describe(dataset: &DatasetView) -> String {
         ("status", status(dataset.status).into()),
         ("format", dataset.format.map(format_name).unwrap_or("unknown").into()),
     ];
+    if let Some(origin) = &dataset.origin {
+        let part = match origin.part {
+            Split::Train => origin.ratio,
+            Split::Validation => 1.0 - origin.ratio,
+        };
+        lines.push(("made of", format!("{:.4} of {}, seed {}", part, origin.dataset_id, origin.seed)));
+    }
     for file in &dataset.files {
         let label = match file.split {
             Split::Train => "training",
             Split::Validation => "validation",
         };
-        lines.push((label, format!("{} rows, {}", rows(&file.report), ui::bytes(file.size))));
+        let mut text = format!("{} rows, {}", rows(&file.report), ui::bytes(file.size));
+        if !file.report.is_valid() {
+            text = format!("{} errors in {}", file.report.error_count, ui::bytes(file.size));
+            for e in file.report.errors.iter().cloned().map(wire::problem::FieldError::from) {
+                text.push_str(&format!("\n{}: {}", e.path, e.message));
+            }
+        }
+        lines.push((label, text));
     }
     lines.push(("created", ui::ago(dataset.created_at)));
     ui::fields(&lines)

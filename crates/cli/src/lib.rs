@@ -8,6 +8,7 @@ pub mod args;
 pub mod artifacts;
 pub mod chat;
 pub mod context;
+pub mod costs;
 pub mod datasets;
 pub mod dead_letters;
 pub mod doctor;
@@ -16,6 +17,7 @@ pub mod follow;
 pub mod jobs;
 pub mod keys;
 pub mod models;
+pub mod notifications;
 pub mod packages;
 pub mod postgres;
 pub mod proc;
@@ -24,6 +26,7 @@ pub mod train;
 pub mod transfer;
 pub mod ui;
 pub mod up;
+pub mod webhooks;
 
 use args::{Cli, Command};
 use clap::Parser;
@@ -70,6 +73,9 @@ async fn run(context: &Context, command: Command) -> CliResult {
         Command::Models(command) => models::run(context, command).await,
         Command::Datasets(command) => datasets::run(context, command).await,
         Command::Packages(command) => packages::run(context, command).await,
+        Command::Costs(args) => costs::costs(context, args).await,
+        Command::Notifications(command) => notifications::run(context, command).await,
+        Command::Webhooks(command) => webhooks::run(context, command).await,
         Command::Keys(command) => keys::run(context, command).await,
         Command::Train(args) => train::train(context, &args).await,
         Command::Jobs(command) => jobs::run(context, command).await,

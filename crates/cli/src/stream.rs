@@ -16,13 +16,13 @@ use tokio_tungstenite::tungstenite::{self, Message, client::IntoClientRequest};
 use wire::{JobId, event::StreamMessage};
 
 /// Unreachable for this long: give up. The job itself goes on.
-const PATIENCE: Duration = Duration::from_secs(180);
-const FIRST_WAIT: Duration = Duration::from_millis(200);
-const LONGEST_WAIT: Duration = Duration::from_secs(5);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
+pub(crate) const FIRST_WAIT: Duration = Duration::from_millis(200);
+pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_secs(1);
 const CONNECT: Duration = Duration::from_secs(10);
 /// The server sends something, if only a ping, more often than this.
-const SILENCE: Duration = Duration::from_secs(75);
+pub(crate) const SILENCE: Duration = Duration::from_secs(75);
 
 type Messages = BoxStream<'static, Result<StreamMessage, String>>;
 
@@ -216,7 +216,7 @@ impl Live {
     }
 }
 
-enum Refusal {
+pub(crate) enum Refusal {
     /// This transport does not work here.
     Transport,
     /// Nobody there now.
@@ -224,7 +224,7 @@ enum Refusal {
     Final(CliError),
 }
 
-fn refusal(status: u16, body: Option<&[u8]>) -> Refusal {
+pub(crate) fn refusal(status: u16, body: Option<&[u8]>) -> Refusal {
     let problem = body.and_then(|b| serde_json::from_slice::<wire::Problem>(b).ok());
     match (status, problem) {
         (429 | 500..=599, problem) => {
@@ -248,7 +248,7 @@ fn data(line: Result<String, String>) -> Option<Result<StreamMessage, String>> {
 }
 
 /// Splits a byte stream into lines. A line longer than 4 MiB ends the stream.
-fn lines<S, B>(chunks: S) -> impl Stream<Item = Result<String, String>> + Send
+pub(crate) fn lines<S, B>(chunks: S) -> impl Stream<Item = Result<String, String>> + Send
 where
     S: Stream<Item = Result<B, String>> + Send + 'static,
     B: AsRef<[u8]> + Send,

@@ -5,6 +5,7 @@ mod detach;
 mod logs;
 pub mod ports;
 mod service;
+mod settings;
 mod stack;
 mod trainers;
 

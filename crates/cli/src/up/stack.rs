@@ -7,6 +7,7 @@ use super::{
     datadir::{DataDir, Ports, ServiceState, State, random_hex, state},
     logs, ports,
     service::{Service, Spec},
+    settings::{BACKEND, COMMON, GATEWAY, OUTSIDE_S3},
     trainers,
 };
 use crate::{
@@ -28,96 +29,6 @@ const TRAINER_PATIENCE: Duration = Duration::from_secs(35);
 /// How often the children are looked at.
 const TICK: Duration = Duration::from_millis(100);
 const LOG_TICK: Duration = Duration::from_secs(30);
-
-/// Passed on to every service.
-const COMMON: &[&str] = &[
-    "PATH",
-    "HOME",
-    "USER",
-    "LANG",
-    "LC_ALL",
-    "TZ",
-    "TMPDIR",
-    "RUST_LOG",
-    "RUST_BACKTRACE",
-    "LOG_FORMAT",
-    "SSL_CERT_FILE",
-    "SSL_CERT_DIR",
-    "OTEL_EXPORTER_OTLP_ENDPOINT",
-    "OTEL_EXPORTER_OTLP_HEADERS",
-    "OTEL_RESOURCE_ATTRIBUTES",
-];
-const GATEWAY: &[&str] = &[
-    "BUCKET_NAME",
-    "DATASETS_BUCKET",
-    "MODELS_BUCKET",
-    "DATASET_MAX_BYTES",
-    "MODEL_MAX_BYTES",
-    "SIGNED_URL_SECONDS",
-    "S3_PUBLIC_ENDPOINT",
-];
-/// Only for an outside S3: the embedded one makes its own keys.
-const OUTSIDE_S3: &[&str] = &[
-    "S3_ENDPOINT",
-    "AWS_ACCESS_KEY_ID",
-    "AWS_ACCESS_KEY_ID_FILE",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SECRET_ACCESS_KEY_FILE",
-    "AWS_REGION",
-];
-/// Neither S3 keys nor anything else of the gateway: trainers are children of the backend.
-const BACKEND: &[&str] = &[
-    "TRAINING_MODE",
-    "TRAINER_SERVICE_URL",
-    "TRAINER_BIN",
-    "TRAINER_MEMORY_BYTES",
-    "BACKEND_BASE_URL",
-    "MAX_CONCURRENT_JOBS",
-    "MAX_UNFINISHED_JOBS",
-    "LEASE_SECONDS",
-    "HEARTBEAT_SECONDS",
-    "CLAIM_SECONDS",
-    "RETRY_SECONDS",
-    "EXTERNAL_LEASE_SECONDS",
-    "EXTERNAL_CLAIM_SECONDS",
-    "SLOW_CLIENT_SECONDS",
-    "LEADER_SECONDS",
-    "DATABASE_POOL_SIZE",
-    "DATABASE_WAIT_SECONDS",
-    "DATABASE_LOCK_SECONDS",
-    "DATASET_MAX_BYTES",
-    "DATASETS_PER_USER",
-    "DATASET_BYTES_PER_USER",
-    "RATE_LIMIT_PER_MINUTE",
-    "RATE_LIMIT_BURST",
-    "AUTH_FAILURES_PER_MINUTE",
-    "TRUSTED_PROXIES",
-    "OIDC_ISSUER",
-    "OIDC_AUDIENCE",
-    "OIDC_JWKS_URL",
-    "OIDC_ADMIN_CLAIM",
-    "OIDC_REFRESH_SECONDS",
-    "BUDGET_ALERTS",
-    "CATALOG_FILE",
-    "OUTGOING_ALLOW",
-    "HONE_THREADS",
-    "HONE_DEVICE",
-    "CUDA_VISIBLE_DEVICES",
-    "CUDA_LIB_DIR",
-    "LD_LIBRARY_PATH",
-    "SCRATCH_DIR",
-    "HF_ENDPOINT",
-    "HF_TOKEN",
-    "HF_TOKEN_FILE",
-    "PULL_MAX_BYTES",
-    "MLFLOW_TRACKING_URI",
-    "MLFLOW_EXPERIMENT_NAME",
-    "MLFLOW_TRACKING_TOKEN",
-    "MLFLOW_TRACKING_TOKEN_FILE",
-    "MLFLOW_TRACKING_USERNAME",
-    "MLFLOW_TRACKING_PASSWORD",
-    "MLFLOW_TRACKING_PASSWORD_FILE",
-];
 
 #[derive(Debug)]
 pub struct Stack<'a> {

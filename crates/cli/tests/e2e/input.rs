@@ -13,7 +13,7 @@ fn upload(hone: &Hone, name: &str, content: &[u8]) -> (i32, String) {
 const GOOD: &str = r#"{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}"#;
 
 #[test]
-fn broken_datasets_are_refused_with_the_line_and_nothing_is_kept() {
+fn broken_datasets_are_refused_with_the_line_and_only_the_report_is_kept() {
     let hone = Hone::started();
     let cases: [(&str, Vec<u8>, &str, &str); 5] = [
         ("json", format!("{GOOD}\n{{\"messages\": [\n").into(), "line 2", "JSON"),
@@ -40,7 +40,18 @@ fn broken_datasets_are_refused_with_the_line_and_nothing_is_kept() {
     let (_, message) = upload(&hone, "many", format!("{GOOD}\n{many}").as_bytes());
     assert_eq!(message.matches("\n  line ").count(), 20, "{message}");
     assert!(message.contains("50"), "the number of all errors: {message}");
-    assert!(hone.json(&["datasets", "ls"]).as_array().unwrap().is_empty());
+    let listed = hone.json(&["datasets", "ls"]);
+    assert!(
+        listed.as_array().unwrap().len() == 6 && listed.as_array().unwrap().iter().all(|d| d["status"] == "invalid")
+    );
+    let shown = hone.ok(&["datasets", "show", "roles"]);
+    assert!(shown.contains("1 errors in") && shown.contains("line 2") && shown.contains("robot"), "{shown}");
+    // The corrected file takes the name.
+    let good = hone.path("good.jsonl");
+    fs::write(&good, GOOD).unwrap();
+    hone.ok(&["datasets", "upload", good.to_str().unwrap(), "--name", "roles"]);
+    assert_eq!(hone.json(&["datasets", "show", "roles"])["status"], "ready");
+    hone.ok(&["datasets", "rm", "roles"]);
     assert_eq!(stored(&hone, "datasets"), Vec::<String>::new(), "objects of refused datasets");
 }
 

@@ -6,12 +6,15 @@
 
 mod budget;
 mod continuation;
+mod costs;
 mod faults;
 mod flow;
 mod harness;
+mod hub;
 mod input;
 mod isolation;
 mod keys;
 mod material;
+mod news;
 mod packages;
 mod start;
