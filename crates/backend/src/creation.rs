@@ -47,9 +47,7 @@ pub async fn create(
         idempotency::keep(conn, user, key.as_ref(), &view).await?;
         Ok(view)
     };
-    let view = state.db.tenant(user, work).await?;
-    costs::estimate::later(state, user, &view);
-    Ok(view)
+    state.db.tenant(user, work).await
 }
 
 /// What a new job is held to.
@@ -123,7 +121,9 @@ impl Wanted {
         let new = NewJob { name, config, spec, validation_dataset, max_attempts, trainer, origin, price };
         let id = new.insert(conn, user).await?;
         control::submit(conn, id).await?;
-        Job::find(conn, id).await?.try_into()
+        let view = JobView::try_from(Job::find(conn, id).await?)?;
+        costs::estimate::of_job(conn, user, &view).await?;
+        Ok(view)
     }
 }
 

@@ -85,6 +85,7 @@ pub async fn run(env: Env) -> anyhow::Result<()> {
     let exporter = state.config.mlflow.clone();
     let exporter = exporter.map(|config| tokio::spawn(mlflow::run(state.clone(), config, stop.clone())));
     let sender = tokio::spawn(webhooks::worker::run(state.clone(), stop.clone()));
+    let estimator = tokio::spawn(costs::estimate::run(state.clone(), stop.clone()));
     let jobs = Jobs::start(&state, &stop)?;
     let (shared, job_routes) = (state.clone(), jobs.routes());
     let routes = move |config: &mut web::ServiceConfig| {
@@ -101,6 +102,7 @@ pub async fn run(env: Env) -> anyhow::Result<()> {
         exporter.await?;
     }
     sender.await?;
+    estimator.await?;
     jobs.finish().await;
     Ok(())
 }

@@ -74,6 +74,21 @@ diesel::table! {
 }
 
 diesel::table! {
+    estimates (id) {
+        id -> Uuid,
+        user_id -> Uuid,
+        job_id -> Nullable<Uuid>,
+        version_id -> Nullable<Uuid>,
+        tries -> Integer,
+        next_try_at -> Nullable<Timestamptz>,
+        result -> Nullable<Jsonb>,
+        error -> Nullable<Text>,
+        created_at -> Timestamptz,
+        updated_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
     mlflow_runs (job_id) {
         job_id -> Uuid,
         user_id -> Uuid,
@@ -322,6 +337,7 @@ diesel::table! {
         created_at -> Timestamptz,
         updated_at -> Timestamptz,
         deleted_at -> Nullable<Timestamptz>,
+        purged_at -> Nullable<Timestamptz>,
     }
 }
 

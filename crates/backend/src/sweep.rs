@@ -1,13 +1,14 @@
-//! Removes what uploads left behind: streams whose backend died, sessions nobody completed, objects of
-//! deleted or refused datasets that storage refused to delete at the time or that jobs needed, files and uploads whose time is
-//! over, old idempotency keys, webhook deliveries and reports of refused datasets. Makes the partitions of the months to come.
+//! Removes what uploads left behind: streams whose backend died, sessions nobody completed, objects of deleted artifacts,
+//! and of deleted or refused datasets that storage refused to delete at the time or that jobs needed, files and uploads whose
+//! time is over, old idempotency keys, webhook deliveries and reports of refused datasets. Makes the partitions of the months
+//! to come.
 
 use crate::{
     datasets,
     error::Result,
     openai, registry,
     state::AppState,
-    store::{Dataset, Model, idempotency, metric, webhook::Delivery},
+    store::{Artifact, Dataset, Model, idempotency, metric, webhook::Delivery},
 };
 use chrono::{TimeDelta, Utc};
 use std::time::Duration;
@@ -19,6 +20,8 @@ const EVERY: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_secs(1);
 /// A client may come back to an upload straight to storage for this long.
 const SESSION_SILENCE: TimeDelta = TimeDelta::hours(24);
+/// As long as a download URL is good, and much longer than a request that begins to continue from an adapter.
+const ARTIFACT_GRACE: TimeDelta = TimeDelta::minutes(15);
 
 /// Sweeps until `stop`, as long as this backend leads: one of several is enough.
 pub async fn run(state: AppState, stop: CancellationToken) {
@@ -63,6 +66,25 @@ pub async fn sweep(state: &AppState) -> Result<()> {
     for model in models {
         tracing::info!(model = %model.name, revision = %model.revision, "removing an upload that nobody finished");
         registry::discard(state, &model).await;
+    }
+    sweep_artifacts(state).await
+}
+
+/// Frees the storage of deleted artifacts.
+async fn sweep_artifacts(state: &AppState) -> Result<()> {
+    let before = Utc::now() - ARTIFACT_GRACE;
+    let unneeded = state.db.system(async move |conn| Artifact::unneeded(conn, before).await).await?;
+    for artifact in unneeded {
+        let id = artifact.id;
+        match state.gateway.delete_prefix(&artifact.storage_path).await {
+            Ok(gone) => {
+                tracing::info!(artifact.id = %id, "removed the {} objects of a deleted artifact", gone.deleted);
+                state.db.system(async move |conn| Artifact::purged(conn, id).await).await?;
+            }
+            Err(error) => {
+                tracing::warn!(artifact.id = %id, error = %service::error::chain(&error), "cannot remove objects yet");
+            }
+        }
     }
     Ok(())
 }

@@ -269,7 +269,7 @@ fn describe(dataset: &DatasetView) -> String {
             Split::Train => origin.ratio,
             Split::Validation => 1.0 - origin.ratio,
         };
-        lines.push(("made of", format!("{:.4} of {}, seed {}", part, origin.dataset_id, origin.seed)));
+        lines.push(("made of", format!("{:.1} % of {}, seed {}", part * 100.0, origin.dataset_id, origin.seed)));
     }
     for file in &dataset.files {
         let label = match file.split {
@@ -278,7 +278,8 @@ fn describe(dataset: &DatasetView) -> String {
         };
         let mut text = format!("{} rows, {}", rows(&file.report), ui::bytes(file.size));
         if !file.report.is_valid() {
-            text = format!("{} errors in {}", file.report.error_count, ui::bytes(file.size));
+            let count = file.report.error_count;
+            text = format!("{count} {} in {}", if count == 1 { "error" } else { "errors" }, ui::bytes(file.size));
             for e in file.report.errors.iter().cloned().map(wire::problem::FieldError::from) {
                 text.push_str(&format!("\n{}: {}", e.path, e.message));
             }

@@ -88,11 +88,8 @@ async fn create(context: &Context, api: &Api, args: CreateWebhookArgs) -> CliRes
     let CreateWebhookArgs { url, event, description } = args;
     let events = (!event.is_empty()).then_some(event);
     let made = api.create_webhook(&CreateWebhook { url, description, events }).await?;
-    let told = format!(
-        "{} of yours is sent to {}; this is the secret that verifies it",
-        events_sentence(&made.webhook),
-        made.webhook.url
-    );
+    let told =
+        format!("{} goes to {}; this is the secret that verifies it", events_sentence(&made.webhook), made.webhook.url);
     secret(context, &made, &told);
     Ok(())
 }

@@ -58,6 +58,26 @@ pub struct JobEstimate {
     pub note: Option<String>,
 }
 
+/// Reply of `GET /api/training/versions/{id}/estimate`: what the version would need, made when it was published.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct VersionEstimate {
+    pub status: EstimateStatus,
+    /// Without a rehearsal while that is still to come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub estimate: Option<JobEstimate>,
+    /// Why it could not be made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum EstimateStatus {
+    Pending,
+    Done,
+    Failed,
+}
+
 /// What a [`JobEstimate`] comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]

@@ -24,6 +24,8 @@ pub enum Kind {
     DeadLetter,
     #[serde(rename = "dataset.invalid")]
     DatasetInvalid,
+    #[serde(rename = "package.version.published")]
+    VersionPublished,
     #[serde(rename = "webhook.disabled")]
     WebhookDisabled,
     /// Only sent to a webhook, when its owner asks for it.
@@ -32,7 +34,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::JobSucceeded,
         Self::JobFailed,
         Self::JobCancelled,
@@ -40,6 +42,7 @@ impl Kind {
         Self::BudgetAlert,
         Self::DeadLetter,
         Self::DatasetInvalid,
+        Self::VersionPublished,
         Self::WebhookDisabled,
         Self::WebhookTest,
     ];
@@ -55,6 +58,7 @@ impl Kind {
             Self::BudgetAlert => "training.job.budget_alert",
             Self::DeadLetter => "training.job.dead_letter",
             Self::DatasetInvalid => "dataset.invalid",
+            Self::VersionPublished => "package.version.published",
             Self::WebhookDisabled => "webhook.disabled",
             Self::WebhookTest => "webhook.test",
         }

@@ -91,16 +91,19 @@ pub async fn get_artifact_lineage(
     Ok(web::Json(state.db.tenant(user.user_id, async move |conn| lineage::of(conn, *id).await).await?))
 }
 
-/// Delete one of them. Refused while an unfinished job continues from it.
+/// Delete one of them; its files go some minutes later. Refused while an unfinished job, a draft or a published version
+/// continues from it.
 #[utoipa::path(tag = "artifacts", params(("id" = ArtifactId, Path)), responses((status = 204)))]
 #[delete("/api/artifacts/{id}")]
 pub async fn delete_model_artifact(state: State, user: AuthUser, id: web::Path<ArtifactId>) -> Result<HttpResponse> {
     let delete = async move |conn: &mut crate::db::Conn| {
         let row = Artifact::find(conn, *id).await?;
-        let jobs = usage::continuing_from(conn, JobId(row.job_id)).await?;
-        if !jobs.is_empty() {
-            let ids: Vec<String> = jobs.iter().map(ToString::to_string).collect();
-            let detail = format!("unfinished jobs continue from this adapter; cancel them first: {}", ids.join(", "));
+        let users = usage::continuing_from(conn, JobId(row.job_id)).await?;
+        if !users.is_empty() {
+            let detail = format!(
+                "unfinished jobs or versions continue from this adapter; cancel, change or archive them first: {}",
+                users.join(", ")
+            );
             return Err(Error::refused(Code::Conflict, detail));
         }
         Artifact::soft_delete(conn, *id).await

@@ -77,6 +77,7 @@ pub const MATRIX: &[(&str, Access)] = &[
     ("get_openapi", Access::Anyone),
     ("get_package", Access::User(Scope::PackagesRead)),
     ("get_version", Access::User(Scope::PackagesRead)),
+    ("get_version_estimate", Access::User(Scope::PackagesRead)),
     ("get_webhook", Access::User(Scope::WebhooksRead)),
     ("launch_version", Access::User(Scope::JobsWrite)),
     ("list_artifacts", Access::User(Scope::ArtifactsRead)),

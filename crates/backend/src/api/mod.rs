@@ -94,6 +94,7 @@ pub fn configure(config: &mut web::ServiceConfig) {
         .service(versions::restore_version)
         .service(versions::fork_version)
         .service(versions::launch_version)
+        .service(versions::get_version_estimate)
         .service(versions::deploy_version)
         .service(versions::compare_versions)
         .service(catalog::list_presets)

@@ -83,6 +83,7 @@ use wire::problem::{PROBLEM_JSON, Problem};
         super::versions::restore_version,
         super::versions::fork_version,
         super::versions::launch_version,
+        super::versions::get_version_estimate,
         super::versions::deploy_version,
         super::versions::compare_versions,
         super::catalog::list_presets,

@@ -23,6 +23,7 @@ use actix_web::{HttpRequest, HttpResponse, delete, get, post, put, web};
 use serde::Deserialize;
 use wire::{
     JobView, Page,
+    estimate::VersionEstimate,
     ids::{PackageId, VersionId},
     package::{
         AutoSave, Comparison, CreateVersion, DeployVersion, Draft, ForkVersion, LaunchVersion, Summary, TrainingStatus,
@@ -234,9 +235,20 @@ pub async fn launch_version(
     let work = async move |conn: &mut Conn| {
         packages::launch(conn, user, *id, request, key.as_ref(), (limits, &config.catalog)).await
     };
-    let view = state.db.tenant(user, work).await?;
-    costs::estimate::later(&state, user, &view);
-    Ok(HttpResponse::Created().json(view))
+    Ok(HttpResponse::Created().json(state.db.tenant(user, work).await?))
+}
+
+/// What a published version would need: memory, steps, time, cost. It is made in the background when the version is
+/// published.
+#[utoipa::path(tag = "versions", params(("id" = VersionId, Path)), responses((status = 200, body = VersionEstimate)))]
+#[get("/api/training/versions/{id}/estimate")]
+pub async fn get_version_estimate(
+    state: State,
+    user: AuthUser,
+    id: web::Path<VersionId>,
+) -> Result<web::Json<VersionEstimate>> {
+    let work = async move |conn: &mut Conn| costs::estimate::find(conn, *id).await;
+    Ok(web::Json(state.db.tenant(user.user_id, work).await?))
 }
 
 /// Ask for a published version to be deployed. The wish is noted; no target is served yet, which 501 says.

@@ -10,6 +10,7 @@ use crate::{
 use serde_json::{Value, json};
 use wire::{
     TrainingConfig,
+    config::Method,
     dataset::{DatasetFormat, DatasetStatus},
     package::{DatasetChoice, DatasetStep, DeployStep, DeployTarget, ModelStep, Steps, Validation},
     problem::{FieldError, Problem},
@@ -21,17 +22,38 @@ const LARGE_MODEL: u64 = 10_000_000_000;
 /// Per cent of the rows to train on that need no warning.
 const USUAL_SPLIT: std::ops::RangeInclusive<f64> = 50.0..=95.0;
 
-/// What the rules say about `steps`, and the steps with everything filled in that a published version fixes: the
-/// model's revision and size, the datasets' names, rows and sizes.
-pub async fn check(conn: &mut Conn, catalog: &Catalog, steps: &Steps) -> Result<(Steps, Validation)> {
+/// Steps that were looked at.
+#[derive(Debug)]
+pub struct Checked {
+    /// With everything filled in that a published version fixes: the model's revision and size, the datasets' names, rows
+    /// and sizes.
+    pub steps: Steps,
+    /// What the rules say.
+    pub found: Validation,
+    /// All that is wrong is that the method cannot train the model.
+    pub unsupported: bool,
+}
+
+/// Applies the rules to `steps`.
+pub async fn check(conn: &mut Conn, catalog: &Catalog, steps: &Steps) -> Result<Checked> {
     let mut report = Report::default();
     let mut pinned = steps.clone();
-    pinned.model = report.model(conn, steps.model.as_ref()).await?;
+    let (model, architecture) = report.model(conn, steps.model.as_ref()).await?;
+    pinned.model = model;
     let (dataset, format) = report.dataset(conn, steps.dataset.as_ref()).await?;
     pinned.dataset = dataset;
-    report.config(steps.config.as_ref(), format);
+    let method = report.config(steps.config.as_ref(), format);
     report.deploy(catalog, steps.deploy.as_ref());
-    Ok((pinned, report.0))
+    let mut unsupported = false;
+    if let (Some(architecture), Some(method)) = (architecture, method)
+        && let Err(problem) = wire::support::check(&architecture, method)
+    {
+        unsupported = report.0.errors.is_empty();
+        let below =
+            |e: FieldError| if e.path == "method" { FieldError { path: "config.method".into(), ..e } } else { e };
+        report.0.errors.extend(problem.errors.into_iter().map(below));
+    }
+    Ok(Checked { steps: pinned, found: report.0, unsupported })
 }
 
 /// The training configuration that `steps` describe: step 2 with the model, the first dataset and the split.
@@ -61,16 +83,21 @@ impl Report {
         self.0.warnings.push(FieldError::new(path, message));
     }
 
-    async fn model(&mut self, conn: &mut Conn, step: Option<&ModelStep>) -> Result<Option<ModelStep>> {
+    /// The model, pinned, and its architecture where that is known.
+    async fn model(
+        &mut self,
+        conn: &mut Conn,
+        step: Option<&ModelStep>,
+    ) -> Result<(Option<ModelStep>, Option<String>)> {
         let Some(step) = step else {
             self.error("model", "is required: choose a base model");
-            return Ok(None);
+            return Ok((None, None));
         };
         let model = match Model::find(conn, &step.name, step.revision.as_deref()).await {
             Ok(model) => model,
             Err(Error::Refused(problem)) => {
                 self.error("model", problem.detail);
-                return Ok(Some(step.clone()));
+                return Ok((Some(step.clone()), None));
             }
             Err(other) => return Err(other),
         };
@@ -80,7 +107,8 @@ impl Report {
             let gigabytes = format!("{}.{} GB", tenths / 10, tenths % 10);
             self.warn("model", format!("has {gigabytes}; above 10 GB staging is slow and needs much memory"));
         }
-        Ok(Some(ModelStep { name: model.name, revision: Some(model.revision), size: Some(size) }))
+        let architecture = model.info.map(|info| info.0.architecture);
+        Ok((Some(ModelStep { name: model.name, revision: Some(model.revision), size: Some(size) }), architecture))
     }
 
     async fn dataset(
@@ -97,6 +125,9 @@ impl Report {
             let path = format!("dataset.datasets.{index}");
             match Dataset::find(conn, &choice.id.to_string()).await {
                 Ok(row) if row.status.0 == DatasetStatus::Ready => {
+                    if format.zip(row.format).is_some_and(|(first, own)| first != own.0) {
+                        self.error(path, format!("the dataset `{}` has another format than the first one", row.name));
+                    }
                     format = format.or(row.format.map(|f| f.0));
                     let (rows, size) = (unsigned(row.row_count), unsigned(row.size));
                     *choice = DatasetChoice { id: row.id(), name: Some(row.name), rows: Some(rows), size: Some(size) };
@@ -121,20 +152,24 @@ impl Report {
         Ok((Some(pinned), format))
     }
 
-    fn config(&mut self, config: Option<&Value>, format: Option<DatasetFormat>) {
+    /// The method, of a configuration that can be read.
+    fn config(&mut self, config: Option<&Value>, format: Option<DatasetFormat>) -> Option<Method> {
         let Some(config) = config else {
             self.error("config", "is required: choose a preset or write a training configuration");
-            return;
+            return None;
         };
         let below = |e: FieldError| match e.path.as_str() {
             "(document)" => FieldError { path: "config".into(), ..e },
             path => FieldError { path: format!("config.{path}"), ..e },
         };
-        let problem = match parse(config) {
-            Ok(config) => format.and_then(|format| creation::check_fit(config.method, format).err()),
-            Err(problem) => Some(problem),
+        let (method, problem) = match parse(config) {
+            Ok(config) => {
+                (Some(config.method), format.and_then(|format| creation::check_fit(config.method, format).err()))
+            }
+            Err(problem) => (None, Some(problem)),
         };
         self.0.errors.extend(problem.into_iter().flat_map(|p| p.errors).map(below));
+        method
     }
 
     fn deploy(&mut self, catalog: &Catalog, step: Option<&DeployStep>) {

@@ -6,12 +6,14 @@ mod compare;
 mod naming;
 mod run;
 
+use check::Checked;
 pub use run::{deploy, launch, not_served};
 
 use crate::{
-    audit,
+    audit, costs,
     db::Conn,
     error::{Error, Result},
+    notifications::{Kind, News, Severity},
     state::AppState,
     store::{
         Json, Package, Version,
@@ -20,7 +22,7 @@ use crate::{
         version::Content,
     },
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use wire::{
     ids::{PackageId, UserId, VersionId},
     package::{
@@ -119,7 +121,7 @@ pub async fn view(conn: &mut Conn, state: &AppState, row: Version) -> Result<Ver
     let draft = row.status.0 == VersionStatus::Draft;
     let mut view = VersionView::try_from(row)?;
     if draft {
-        view.validation = Some(check::check(conn, &state.config.catalog, &view.steps).await?.1);
+        view.validation = Some(check::check(conn, &state.config.catalog, &view.steps).await?.found);
     }
     Ok(view)
 }
@@ -264,12 +266,13 @@ pub async fn publish(
 ) -> Result<VersionView> {
     check_texts(None, summary.change_summary.as_deref())?;
     let (package, row) = editable(conn, state, id, expected).await?;
-    let (steps, found) = check::check(conn, &state.config.catalog, &row.steps()?).await?;
+    let Checked { steps, found, unsupported } = check::check(conn, &state.config.catalog, &row.steps()?).await?;
     if let Some(first) = found.errors.first() {
         let more = found.errors.len().saturating_sub(1);
         let tail = if more > 0 { format!(" (and {more} more)") } else { String::new() };
         let detail = format!("`{}` cannot be published: {}: {}{tail}", row.name, first.path, first.message);
-        return Err(Problem::new(Code::Invalid, detail).with_errors(found.errors).into());
+        let code = if unsupported { Code::Unsupported } else { Code::Invalid };
+        return Err(Problem::new(code, detail).with_errors(found.errors).into());
     }
     let number = Version::next_number(conn, package.id()).await?;
     let name = naming::published_name(&row.name, number);
@@ -278,8 +281,29 @@ pub async fn publish(
     let published = published.ok_or_else(|| Error::defect("a locked draft changed"))?;
     Package::set_current(conn, package.id(), id).await?;
     let mut view = VersionView::try_from(published)?;
+    news(user, &package, &view).raise(conn).await?;
+    if view.steps.dataset.as_ref().is_some_and(|d| d.datasets.len() == 1) {
+        costs::estimate::of_version(conn, user, id).await?;
+    }
     view.validation = Some(found);
     Ok(view)
+}
+
+fn news(user: UserId, package: &Package, version: &VersionView) -> News {
+    let (id, name) = (version.id, &version.name);
+    News {
+        user,
+        kind: Kind::VersionPublished,
+        severity: Severity::Info,
+        title: format!("`{name}` is published"),
+        body: version.change_summary.clone().unwrap_or_default(),
+        data: json!({
+            "version_id": id, "name": name, "version_number": version.version_number,
+            "package_id": version.package_id, "package": package.name,
+        }),
+        job: None,
+        key: format!("version:{id}:published"),
+    }
 }
 
 /// Archives a published version. Repeating it changes nothing.

@@ -11,7 +11,11 @@ use crate::{
     schema::{model_artifacts as artifacts, training_jobs as jobs},
 };
 use chrono::{DateTime, Utc};
-use diesel::prelude::*;
+use diesel::{
+    dsl::{not, sql},
+    prelude::*,
+    sql_types::Bool,
+};
 use diesel_async::RunQueryDsl;
 use serde_json::Value;
 use uuid::Uuid;
@@ -120,10 +124,33 @@ impl Artifact {
         Ok(rows.select(Self::as_select()).limit(query.limit()? + 1).load(conn).await?)
     }
 
-    /// Hides it. The files stay where they are: checkpoints and manifests of the job refer to them.
+    /// Hides it; its objects go when nothing needs them any more, see [`Self::unneeded`].
     pub async fn soft_delete(conn: &mut Conn, id: ArtifactId) -> Result<()> {
         let live = artifacts::table.filter(artifacts::id.eq(id.0)).filter(artifacts::deleted_at.is_null());
         diesel::update(live).set(artifacts::deleted_at.eq(Utc::now())).execute(conn).await?;
+        Ok(())
+    }
+
+    /// Artifacts deleted before `before` whose objects are still there, but for those that an unfinished job continues
+    /// from, that a draft or published version names, or whose objects are another artifact's too.
+    pub async fn unneeded(conn: &mut Conn, before: DateTime<Utc>) -> Result<Vec<Self>> {
+        let needed = sql::<Bool>(
+            "EXISTS (SELECT FROM training_jobs j WHERE j.spec #>> '{adapter,job_id}' = model_artifacts.job_id::text
+                 AND j.state NOT IN ('succeeded', 'failed', 'cancelled') AND j.deleted_at IS NULL)
+             OR EXISTS (SELECT FROM training_package_versions v
+                 WHERE v.config_snapshot @> jsonb_build_object('lora', jsonb_build_object('init_from', model_artifacts.job_id::text))
+                 AND v.status <> 'archived')
+             OR EXISTS (SELECT FROM model_artifacts o WHERE o.storage_path = model_artifacts.storage_path
+                 AND o.id <> model_artifacts.id AND o.deleted_at IS NULL)",
+        );
+        let deleted = artifacts::table.filter(artifacts::deleted_at.lt(before)).filter(artifacts::purged_at.is_null());
+        let rows = deleted.filter(not(needed)).order(artifacts::deleted_at).limit(100);
+        Ok(rows.select(Self::as_select()).load(conn).await?)
+    }
+
+    /// Its objects are gone.
+    pub async fn purged(conn: &mut Conn, id: Uuid) -> Result<()> {
+        diesel::update(artifacts::table.find(id)).set(artifacts::purged_at.eq(Utc::now())).execute(conn).await?;
         Ok(())
     }
 

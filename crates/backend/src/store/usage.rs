@@ -48,19 +48,25 @@ pub async fn of_dataset(conn: &mut Conn, dataset: DatasetId) -> Result<DatasetUs
     Ok(DatasetUsage { jobs, versions: versions.map(version).collect() })
 }
 
-/// Unfinished jobs that continue from what `job` made.
-pub async fn continuing_from(conn: &mut Conn, job: JobId) -> Result<Vec<JobId>> {
+/// What continues from the adapter that `job` made: unfinished jobs, drafts and published versions, ten at most of each.
+pub async fn continuing_from(conn: &mut Conn, job: JobId) -> Result<Vec<String>> {
     #[derive(QueryableByName)]
-    struct Id {
-        #[diesel(sql_type = SqlUuid)]
-        id: Uuid,
+    struct Named {
+        #[diesel(sql_type = Text)]
+        name: String,
     }
-    let rows: Vec<Id> = diesel::sql_query(
-        "SELECT id FROM training_jobs WHERE spec #>> '{adapter,job_id}' = $1::text AND deleted_at IS NULL
-             AND state NOT IN ('succeeded', 'failed', 'cancelled') ORDER BY created_at LIMIT 10",
+    let rows: Vec<Named> = diesel::sql_query(
+        "(SELECT 'job ' || id AS name FROM training_jobs
+             WHERE spec #>> '{adapter,job_id}' = $1::text AND deleted_at IS NULL
+             AND state NOT IN ('succeeded', 'failed', 'cancelled') ORDER BY created_at LIMIT 10)
+         UNION ALL
+         (SELECT 'version ' || v.name AS name FROM training_package_versions v
+             JOIN training_configs p ON p.id = v.package_id AND p.deleted_at IS NULL
+             WHERE v.config_snapshot @> jsonb_build_object('lora', jsonb_build_object('init_from', $1::text))
+             AND v.status <> 'archived' ORDER BY v.created_at LIMIT 10)",
     )
     .bind::<SqlUuid, _>(job.0)
     .load(conn)
     .await?;
-    Ok(rows.into_iter().map(|row| JobId(row.id)).collect())
+    Ok(rows.into_iter().map(|row| row.name).collect())
 }

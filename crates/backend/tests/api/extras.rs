@@ -164,11 +164,55 @@ async fn an_artifact_tells_where_it_comes_from_and_is_held_by_a_job_that_goes_on
     let next = next["id"].as_str().unwrap();
     app.state(next, "paused").await;
     let refused = app.delete(&path).await.problem().replace(next, "JOB");
-    assert_snapshot!(refused, @"409 CONFLICT: unfinished jobs continue from this adapter; cancel them first: JOB");
+    assert_snapshot!(refused, @"409 CONFLICT: unfinished jobs or versions continue from this adapter; cancel, change or archive them first: job JOB");
     app.state(next, "cancelled").await;
+    let draft = json!({"package_name": "on", "draft": {"steps": {"config": {"lora": {"init_from": job}}}}});
+    let draft = app.post("/api/training/versions/auto-save", &draft).await.expect(200);
+    let (name, draft) = (draft["name"].as_str().unwrap(), draft["id"].as_str().unwrap());
+    assert!(app.delete(&path).await.problem().ends_with(&format!("archive them first: version {name}")));
+    app.delete(&format!("/api/training/versions/{draft}")).await.expect(204);
+
+    // Deleting hides it at once; the sweeper frees its storage once nobody can be reading it any more.
+    let sweeper = crate::sweep::state(&app);
+    let below = format!("jobs/{user}/{job}/");
+    let prefix = format!("{below}attempt-9/artifacts/");
+    for name in ["adapter_config.json", "adapter_model.safetensors", "manifest.json"] {
+        sweeper.gateway.put_bytes(&format!("{prefix}{name}"), "x".into()).await.unwrap();
+    }
+    sweeper.gateway.put_bytes(&format!("{below}attempt-9/logs/trainer.log"), "x".into()).await.unwrap();
     app.delete(&path).await.expect(204);
+    backend::sweep::sweep(&sweeper).await.unwrap();
+    assert_eq!(app.objects(&below).await.len(), 4, "download URLs are still good");
+    backdate(&app).await;
+    // A job that began to continue from it at the last moment.
+    app.state(next, "paused").await;
+    backend::sweep::sweep(&sweeper).await.unwrap();
+    assert_eq!(app.objects(&below).await.len(), 4, "a job needs it");
+    app.state(next, "failed").await;
+    backend::sweep::sweep(&sweeper).await.unwrap();
+    assert_eq!(
+        app.objects(&below).await,
+        [format!("{below}attempt-9/logs/trainer.log")],
+        "and nothing but its objects"
+    );
+    let purged = async |conn: &mut Conn| {
+        Ok(schema::model_artifacts::table
+            .select(schema::model_artifacts::purged_at.is_not_null())
+            .load::<bool>(conn)
+            .await?)
+    };
+    assert_eq!(app.db.system(purged).await.unwrap(), [true], "and not looked at again");
     assert_eq!(app.get(&path).await.status, 404);
     assert_eq!(app.get(&format!("/training/jobs/{job}/artifacts")).await.expect(200), json!([]));
     let refused = create(json!({"model": "tiny", "dataset": "words", "lora": {"init_from": job}})).await.problem();
     assert!(refused.contains("was deleted"), "{refused}");
+}
+
+/// As if the artifacts had been deleted an hour ago.
+async fn backdate(app: &TestApp) {
+    let work = async |conn: &mut Conn| {
+        let set = schema::model_artifacts::deleted_at.eq(chrono::Utc::now() - chrono::TimeDelta::hours(1));
+        Ok(diesel::update(schema::model_artifacts::table).set(set).execute(conn).await?)
+    };
+    assert_eq!(app.db.system(work).await.unwrap(), 1);
 }

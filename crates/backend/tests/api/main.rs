@@ -8,6 +8,7 @@ mod costs;
 mod database;
 mod datasets;
 mod datasets_kept;
+mod estimates;
 mod extras;
 mod fit;
 mod hub;

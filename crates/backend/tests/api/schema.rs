@@ -120,6 +120,7 @@ async fn a_tenant_may_write_only_what_requests_of_users_change() {
     datasets: DELETE INSERT SELECT UPDATE
     dead_letters: SELECT
     deployments: INSERT SELECT UPDATE
+    estimates: INSERT SELECT
     idempotency_keys: INSERT SELECT UPDATE
     job_attempts: SELECT
     job_events: INSERT SELECT

@@ -134,6 +134,7 @@ pub const CALLS: &[(&str, &str, Body)] = &[
     ("publish_version", "ripe", Json(|_| json!({}))),
     ("restore_version", "version", Json(|_| json!({}))),
     ("fork_version", "version", Json(|_| json!({"package_name": fresh("fork")}))),
+    ("get_version_estimate", "version", Empty),
     ("launch_version", "version", Json(|_| json!({}))),
     ("deploy_version", "version", Json(|_| json!({}))),
     ("archive_version", "version", Empty),
@@ -185,6 +186,7 @@ const FILL: &str = "
         VALUES ('{pull}', '{user}', '{marker}', 'main', '{marker}', 'failed');
     INSERT INTO cost_records (id, user_id, job_id, attempt, gpu_config, seconds, price_per_hour, amount, started_at)
         VALUES ('{uuid}', '{user}', '{job}', 1, '{marker}', 1, 1, 1, now());
+    INSERT INTO estimates (id, user_id, job_id, next_try_at, error) VALUES ('{uuid}', '{user}', '{job}', NULL, '{marker}');
     INSERT INTO mlflow_runs (job_id, user_id, run_id) VALUES ('{job}', '{user}', '{marker}');
     INSERT INTO notifications (id, user_id, kind, title) VALUES ('{notification}', '{user}', 'training.job.failed', '{marker}');
     INSERT INTO webhook_endpoints (id, user_id, url, secret) VALUES ('{endpoint}', '{user}', 'https://{marker}.example.org', 'x');

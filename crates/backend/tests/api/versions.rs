@@ -404,3 +404,36 @@ async fn fifty_concurrent_creates_with_one_key_make_one_draft() {
     assert!(replies.iter().all(|r| *r == replies[0]));
     assert_eq!(app.get(&format!("{PACKAGES}/demo")).await.expect(200)["version_count"], json!(1));
 }
+
+#[tokio::test]
+async fn publishing_is_told_and_refuses_what_the_method_cannot_train() {
+    let app = TestApp::ready_to_train().await;
+    let published = app.published().await;
+    let told = app.get("/api/notifications?kind=package.version.published").await.expect(200);
+    let [news] = told["items"].as_array().unwrap().as_slice() else { panic!("{told:#}") };
+    assert_eq!((&news["title"], &news["data"]["version_id"]), (&json!("`demo-v1` is published"), &published["id"]));
+    assert_eq!((&news["data"]["package"], &news["data"]["version_number"]), (&json!("demo"), &json!(1)));
+
+    let labelled: String = (0..5).map(|i| format!("{}\n", json!({"text": format!("t {i}"), "label": i % 2}))).collect();
+    let labels = app.upload("labels", labelled).await.expect(201)["id"].clone();
+    let mut steps = app.good_steps().await;
+    steps["dataset"] = json!({"datasets": [{"id": labels}]});
+    steps["config"] = json!({"method": "classification"});
+    let draft = app.draft(&published["package_id"], &steps).await;
+    let path = &draft["validation"]["errors"][0]["path"];
+    assert_eq!(path, "config.method", "a draft shows it already: {draft:#}");
+    let refused = app.act(&draft, "publish", json!({})).await.problem();
+    assert!(refused.starts_with("422 UNSUPPORTED: `demo-v2-draft-"), "{refused}");
+    assert!(refused.contains("`classification` needs an encoder, and `LlamaForCausalLM` predicts tokens"), "{refused}");
+
+    // Rows of one version are read in one way.
+    let words = app.get("/datasets/words").await.expect(200)["id"].clone();
+    steps["dataset"] = json!({"datasets": [{"id": words}, {"id": labels}]});
+    steps["config"] = json!({});
+    let draft = app.draft(&published["package_id"], &steps).await;
+    assert_eq!(
+        draft["validation"]["errors"][0]["message"],
+        "the dataset `labels` has another format than the first one"
+    );
+    assert_eq!(app.get("/api/notifications?kind=package.version.published").await.expect(200), told);
+}

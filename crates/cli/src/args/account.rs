@@ -10,8 +10,8 @@ Examples:
   hone costs --by package --from 2026-11-01
   hone costs --job latest                  what each attempt of one job has cost
 
-Prices come from the hardware a job was created with (`hone train --gpu-config`); this machine's processors cost nothing
-unless the operator says so. An attempt that runs counts up to its trainer's last report.";
+The price is that of the hardware a job was created with (--gpu-config).
+An attempt that runs counts up to its trainer's last report.";
 
 #[derive(Debug, Args)]
 #[command(after_help = COSTS)]
@@ -81,13 +81,13 @@ pub enum NotificationsCommand {
 
 const WEBHOOKS: &str = "\
 Examples:
-  hone webhooks create https://ci.example.com/hone --event training.job.succeeded --event training.job.failed
+  hone webhooks create https://ci.example.com/hone --event training.job.failed
   export SECRET=$(hone webhooks create https://ci.example.com/hone)
-  hone webhooks test https://ci.example.com/hone    send a message without news, and tell how it went
-  hone webhooks deliveries 0198c2f4                 what was sent there, and what came back
+  hone webhooks test https://ci.example.com/hone   send a message and tell how it went
+  hone webhooks deliveries 0198c2f4                what was sent, and what came back
 
-WEBHOOK is a webhook's id, the beginning of one, or its address. Messages are signed as Standard Webhooks
-(https://www.standardwebhooks.com); any of its libraries verifies them with the secret.";
+WEBHOOK is a webhook's id, the beginning of one, or its address.
+Any library of https://www.standardwebhooks.com verifies messages with the secret.";
 
 #[derive(Debug, Subcommand)]
 #[command(after_help = WEBHOOKS)]

@@ -45,7 +45,7 @@ fn broken_datasets_are_refused_with_the_line_and_only_the_report_is_kept() {
         listed.as_array().unwrap().len() == 6 && listed.as_array().unwrap().iter().all(|d| d["status"] == "invalid")
     );
     let shown = hone.ok(&["datasets", "show", "roles"]);
-    assert!(shown.contains("1 errors in") && shown.contains("line 2") && shown.contains("robot"), "{shown}");
+    assert!(shown.contains("1 error in") && shown.contains("line 2") && shown.contains("robot"), "{shown}");
     // The corrected file takes the name.
     let good = hone.path("good.jsonl");
     fs::write(&good, GOOD).unwrap();
