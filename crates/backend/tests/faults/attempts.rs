@@ -118,7 +118,7 @@ async fn row_09_a_partition_shorter_than_the_lease_is_not_noticed() {
     for seed in seeds() {
         let job =
             world.job(json!({"1": [{"op": "started"}, {"op": "paced", "from": 1, "to": 40, "ms": 20}, {"op": "finish", "steps": 40}]})).await;
-        world.until(job, "a step", |view| view.progress.step >= 1 + seed % 20).await;
+        world.until(job, "a step", |view| view.progress.step > seed % 20).await;
         world.callbacks.link(Link::way(if seed % 2 == 0 { Way::Hold } else { Way::Refuse }));
         tokio::time::sleep(Duration::from_millis(300 + seed * 97 % 1200)).await;
         world.callbacks.link(Link::default());
@@ -143,7 +143,7 @@ async fn row_22_the_backends_clock_jumps_and_leases_hold() {
         let job = world
             .job(json!({"1": [{"op": "started"}, {"op": "paced", "from": 1, "to": 60, "ms": 40}, {"op": "finish", "steps": 60}]}))
             .await;
-        world.until(job, "a step", |view| view.progress.step >= 1 + seed % 10).await;
+        world.until(job, "a step", |view| view.progress.step > seed % 10).await;
         let hours = 1 + i64::try_from(seed % 3).unwrap();
         clock.set(3600 * hours).unwrap();
         tokio::time::sleep(Duration::from_millis(700)).await;

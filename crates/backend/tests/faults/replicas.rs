@@ -156,7 +156,8 @@ async fn row_28_the_leader_dies_or_freezes_and_the_other_takes_over() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         tokio::time::sleep(Duration::from_millis(700)).await;
-        assert_eq!(got.lock().unwrap().len(), 1, "seed {seed}: {:?}", got.lock().unwrap());
+        let messages = got.lock().unwrap().clone();
+        assert_eq!(messages.len(), 1, "seed {seed}: {messages:?}");
     }
 }
 
