@@ -160,7 +160,7 @@ def run():
     hone("up", "--data-dir", str(DATA), "--port", str(PORT), "--detach")
     hone("models", "import", str(ROOT / "assets/hone-tiny"), "--name", "hone-tiny")
     hone("datasets", "upload", str(ROOT / "assets/demo/train.jsonl"), "--name", "demo")
-    training = {"max_steps": 10_000_000, "num_train_epochs": 1_000_000, "eval_steps": 0, "save_steps": 0,
+    training = {"max_steps": 1_000_000, "num_train_epochs": 10_000, "eval_steps": 0, "save_steps": 0,
                 "per_device_train_batch_size": 4}
     job = api("POST", "/training/jobs", {"config": {"model": "hone-tiny", "dataset": "demo", "training": training}})["id"]
     # The first steps are slower: caches and clocks.
