@@ -29,7 +29,7 @@ import urllib.request
 
 from bench_api import ROOT, Hone, progress
 
-STEPS, PACE_MS = 60, 500
+PACE_MS = 500
 TERMINAL = {"succeeded", "failed", "cancelled"}
 
 
@@ -175,13 +175,15 @@ def main():
     ledgers = data.with_name(data.name + "-ledgers")
     shutil.rmtree(ledgers, ignore_errors=True)
     ledgers.mkdir(parents=True)
+    # As many as keep the jobs busy for nine tenths of the time.
+    steps = max(10, int(0.9 * options.minutes * 60_000 * options.live / options.jobs / PACE_MS))
     with Stack(options.bin_dir.resolve(), options.examples.resolve(), data, options.live) as stack:
         stack.run("models", "import", str(ROOT / "assets/hone-tiny"), "--name", "hone-tiny")
         stack.run("datasets", "upload", str(ROOT / "assets/demo/train.jsonl"), "--name", "rows")
         connection = stack.connect()
         for number in range(options.jobs):
             script = [{"op": "ledger", "file": str(ledgers / f"{number}")}, {"op": "started"},
-                      {"op": "paced", "from": 1, "to": STEPS, "ms": PACE_MS}, {"op": "finish", "steps": STEPS}]  # fmt: skip
+                      {"op": "paced", "from": 1, "to": steps, "ms": PACE_MS}, {"op": "finish", "steps": steps}]  # fmt: skip
             config = {"model": "hone-tiny", "dataset": "rows", "name": json.dumps({"*": script}, separators=(",", ":"))}
             stack.ask(connection, "POST", "/training/jobs", {"config": config, "max_attempts": 10})
         progress(f"{options.jobs} jobs, {options.live} at once")
