@@ -22,6 +22,8 @@ missing_debian() {
   have python3 || echo python3
   [ -e /usr/include/openssl/ssl.h ] || echo libssl-dev
   [ -e /etc/ssl/certs/ca-certificates.crt ] || echo ca-certificates
+  # For the tests that set clocks wrong.
+  compgen -G '/usr/lib/*/faketime/libfaketime.so.1' >/dev/null || echo libfaketime
 }
 
 setup_debian() {

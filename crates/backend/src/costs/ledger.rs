@@ -14,7 +14,7 @@ use crate::{
 };
 use diesel::{
     OptionalExtension, QueryableByName,
-    sql_types::{BigInt, Double, Integer, Jsonb, Nullable, Text, Uuid as SqlUuid},
+    sql_types::{Array, BigInt, Double, Integer, Jsonb, Nullable, Text, Uuid as SqlUuid},
 };
 use diesel_async::RunQueryDsl;
 use serde_json::json;
@@ -25,25 +25,29 @@ use wire::{JobId, UserId, job::Progress};
 const RECORD: &str = "
 INSERT INTO cost_records (id, user_id, job_id, attempt, gpu_config, seconds, price_per_hour, amount, currency,
     started_at, finished_at)
-SELECT $3, a.user_id, a.job_id, a.attempt, j.gpu_config, s.seconds, j.price_per_hour,
+SELECT due.record, a.user_id, a.job_id, a.attempt, j.gpu_config, s.seconds, j.price_per_hour,
     s.seconds::numeric / 3600 * j.price_per_hour, j.currency, a.claimed_at, coalesce(a.stopped_at, a.finished_at)
-FROM job_attempts a
+FROM unnest($1::uuid[], $2::int[], $3::uuid[]) AS due(job, attempt, record)
+JOIN job_attempts a ON a.job_id = due.job AND a.attempt = due.attempt
 JOIN training_jobs j ON j.id = a.job_id
 CROSS JOIN LATERAL (SELECT greatest(0, extract(epoch FROM coalesce(a.stopped_at, a.finished_at,
     CASE WHEN j.attempt = a.attempt THEN j.last_contact_at END, a.claimed_at) - a.claimed_at))::float8 AS seconds) s
-WHERE a.job_id = $1 AND a.attempt = $2 AND a.claimed_at IS NOT NULL
+WHERE a.claimed_at IS NOT NULL
 ON CONFLICT (job_id, attempt, kind) DO UPDATE
 SET seconds = EXCLUDED.seconds, amount = EXCLUDED.amount, finished_at = EXCLUDED.finished_at";
 
 const SUM: &str = "
 UPDATE training_jobs SET actual_cost = sums.amount
-FROM (SELECT coalesce(sum(amount), 0) AS amount FROM cost_records WHERE job_id = $1) sums
-WHERE id = $1 AND (actual_cost IS DISTINCT FROM round(sums.amount, 4) OR pause ->> 'reason' = 'budget')
-RETURNING user_id, name, version_id, currency, actual_cost::float8 AS spent, budget_limit::float8 AS budget_limit,
+FROM (SELECT due.job, coalesce(sum(c.amount), 0) AS amount
+    FROM unnest($1::uuid[]) AS due(job) LEFT JOIN cost_records c ON c.job_id = due.job GROUP BY due.job) sums
+WHERE id = sums.job AND (actual_cost IS DISTINCT FROM round(sums.amount, 4) OR pause ->> 'reason' = 'budget')
+RETURNING id, user_id, name, version_id, currency, actual_cost::float8 AS spent, budget_limit::float8 AS budget_limit,
     pause ->> 'reason' AS paused_for";
 
 #[derive(Debug, QueryableByName)]
 struct Charged {
+    #[diesel(sql_type = SqlUuid)]
+    id: Uuid,
     #[diesel(sql_type = SqlUuid)]
     user_id: Uuid,
     #[diesel(sql_type = Text)]
@@ -60,24 +64,28 @@ struct Charged {
     paused_for: Option<String>,
 }
 
-/// Brings the record of an attempt and the job's cost up to what is known, and tells about reached shares of the
-/// budget. The job's row is locked.
-pub async fn charge(conn: &mut Conn, job: JobId, attempt: i32, thresholds: Thresholds) -> Result<()> {
+/// Brings the records of attempts and their jobs' costs up to what is known, and tells about reached shares of budgets.
+/// The jobs' rows are locked.
+pub async fn charge(conn: &mut Conn, due: &[(JobId, i32)], thresholds: Thresholds) -> Result<()> {
+    if due.is_empty() {
+        return Ok(());
+    }
+    let (jobs, attempts): (Vec<Uuid>, Vec<i32>) = due.iter().map(|(job, attempt)| (job.0, *attempt)).unzip();
     diesel::sql_query(RECORD)
-        .bind::<SqlUuid, _>(job.0)
-        .bind::<Integer, _>(attempt)
-        .bind::<SqlUuid, _>(Uuid::now_v7())
+        .bind::<Array<SqlUuid>, _>(&jobs)
+        .bind::<Array<Integer>, _>(attempts)
+        .bind::<Array<SqlUuid>, _>(due.iter().map(|_| Uuid::now_v7()).collect::<Vec<_>>())
         .execute(conn)
         .await?;
-    let charged: Option<Charged> =
-        diesel::sql_query(SUM).bind::<SqlUuid, _>(job.0).get_result(conn).await.optional()?;
-    let Some(charged) = charged else { return Ok(()) };
-    let Some(limit) = charged.budget_limit else { return Ok(()) };
-    // It is paused when what is left only pays for its checkpoint: that is the whole budget.
-    let whole = charged.paused_for.as_deref() == Some("budget");
-    let percent = if whole { 100.0 } else { charged.spent / limit * 100.0 };
-    for percent in thresholds.reached(percent) {
-        alert(conn, job, &charged, limit, percent).await?;
+    let charged: Vec<Charged> = diesel::sql_query(SUM).bind::<Array<SqlUuid>, _>(&jobs).load(conn).await?;
+    for charged in &charged {
+        let Some(limit) = charged.budget_limit else { continue };
+        // It is paused when what is left only pays for its checkpoint: that is the whole budget.
+        let whole = charged.paused_for.as_deref() == Some("budget");
+        let percent = if whole { 100.0 } else { charged.spent / limit * 100.0 };
+        for percent in thresholds.reached(percent) {
+            alert(conn, JobId(charged.id), charged, limit, percent).await?;
+        }
     }
     Ok(())
 }

@@ -118,10 +118,9 @@ async fn work(conn: &mut Conn, open: &mut [&mut Ingest<'_>], policy: &Policy) ->
     rows::save_attempts(conn, &reached).await?;
     let contacts = open.iter().map(|i| i.contact()).collect::<Result<_>>()?;
     let due = rows::save_contacts(conn, contacts, policy.lease, CHARGE_SECONDS).await?;
+    let due = open.iter().filter(|i| i.charge || due.contains(&i.job.id)).map(|i| (i.job.id(), i.job.attempt));
+    ledger::charge(conn, &due.collect::<Vec<_>>(), policy.alerts).await?;
     for ingest in open.iter() {
-        if ingest.charge || due.contains(&ingest.job.id) {
-            ledger::charge(conn, ingest.job.id(), ingest.job.attempt, policy.alerts).await?;
-        }
         bury(conn, ingest.submission.whose, &ingest.rejected).await?;
     }
     Ok(())

@@ -230,7 +230,8 @@ pub struct Contact {
     pub live: bool,
 }
 
-/// Notes the contacts; returns the jobs for which a new period of `every` seconds has begun with it.
+/// Notes the contacts; returns the jobs for which a new period of `every` seconds has begun with it. Periods of jobs begin
+/// at different times.
 pub async fn save_contacts(conn: &mut Conn, all: Vec<Contact>, lease: Duration, every: f64) -> Result<HashSet<Uuid>> {
     #[derive(QueryableByName)]
     struct Due {
@@ -249,9 +250,10 @@ pub async fn save_contacts(conn: &mut Conn, all: Vec<Contact>, lease: Duration, 
                  ELSE j.lease_expires_at END
          FROM unnest($1::uuid[], $2::jsonb[], $3::bool[]) AS v(id, progress, live)
          JOIN training_jobs before ON before.id = v.id
+         CROSS JOIN LATERAL (SELECT get_byte(uuid_send(v.id), 15) / 256.0 AS phase) p
          WHERE j.id = v.id
-         RETURNING j.id, floor(extract(epoch FROM before.last_contact_at) / $5) IS DISTINCT FROM
-             floor(extract(epoch FROM j.last_contact_at) / $5) AS due",
+         RETURNING j.id, floor(extract(epoch FROM before.last_contact_at) / $5 + p.phase) IS DISTINCT FROM
+             floor(extract(epoch FROM j.last_contact_at) / $5 + p.phase) AS due",
     )
     .bind::<Array<SqlUuid>, _>(jobs)
     .bind::<Array<Nullable<Jsonb>>, _>(progress)

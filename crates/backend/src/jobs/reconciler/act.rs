@@ -314,7 +314,7 @@ async fn settle(
             .execute(conn)
             .await?;
     }
-    ledger::charge(conn, before.id(), before.attempt, alerts).await?;
+    ledger::charge(conn, &[(before.id(), before.attempt)], alerts).await?;
     let moved = Change::to(settlement.to)
         .guarded(before.attempt, before.epoch)
         .failure(settlement.failure)
