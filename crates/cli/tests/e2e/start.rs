@@ -106,7 +106,7 @@ fn the_doctor_finds_what_is_missing() {
     let hone = Hone::new();
     let checks = hone.json(&["doctor"]);
     let names: Vec<&str> = checks.as_array().unwrap().iter().map(|c| c["name"].as_str().unwrap()).collect();
-    assert_eq!(names, ["programs", "database", "data", "disk", "memory", "processor", "port", "server"]);
+    assert_eq!(names, ["programs", "database", "data", "disk", "memory", "processor", "port", "server", "services"]);
 
     // The same program where its companions are not.
     let lonely = hone.path("hone");
