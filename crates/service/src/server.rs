@@ -27,6 +27,9 @@ use std::{
 use tracing::Instrument;
 use wire::problem::{Code, Problem};
 
+/// Longest silence on a connection; our own clients leave after 30 s.
+const KEEP_ALIVE: std::time::Duration = std::time::Duration::from_secs(75);
+
 /// Where and how to serve.
 #[derive(Debug, Clone)]
 pub struct ServerConfig {
@@ -111,6 +114,8 @@ where
             .default_service(web::to(unknown_route))
     })
     .workers(config.workers)
+    // Longer than clients keep an idle connection, or they would use one that is being closed.
+    .keep_alive(KEEP_ALIVE)
     .shutdown_timeout(5)
     .client_request_timeout(std::time::Duration::from_secs(10))
     .listen(listener)?

@@ -85,9 +85,10 @@ pub async fn stream_notifications(
         return Err(Error::refused(Code::Invalid, "after: must not be negative"));
     }
     let header = |name: &str| req.headers().get(name).and_then(|v| v.to_str().ok());
+    let last = header("last-event-id").map(|id| id.trim().parse::<i64>()).transpose();
+    let last = last.map_err(|_| Error::refused(Code::Invalid, "Last-Event-ID: must be an id that this stream gave"))?;
     if header(header::ACCEPT.as_str()).is_some_and(|accept| accept.contains("text/event-stream")) {
-        let after = header("last-event-id").and_then(|id| id.trim().parse().ok()).or(after);
-        let items = stream::open(&state.db, hub.into_inner(), user.user_id, after).await?;
+        let items = stream::open(&state.db, hub.into_inner(), user.user_id, last.or(after)).await?;
         return Ok(sse::response(items));
     }
     let limit = PageQuery { cursor: None, limit: query.limit }.limit()?;
