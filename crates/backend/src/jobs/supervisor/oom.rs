@@ -10,10 +10,13 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-/// A dead process does not tell its group on every system, so it is looked at while it lives.
+/// A dead process does not tell its group on every system, so it is looked at while it lives; often at first, when it may
+/// still be moved to its group, and may not live long there.
+const FIRST: Duration = Duration::from_secs(3);
+const OFTEN: Duration = Duration::from_millis(5);
 const EVERY: Duration = Duration::from_millis(100);
 
 /// The counter of a group, and where it stood when it was first seen.
@@ -38,9 +41,10 @@ impl Watch {
         let watch = Self { seen: Arc::default(), over: Arc::default(), machine };
         let (seen, over) = (Arc::clone(&watch.seen), Arc::clone(&watch.over));
         thread::spawn(move || {
+            let started = Instant::now();
             while !over.load(Ordering::Relaxed) {
                 look(pid, &seen);
-                thread::sleep(EVERY);
+                thread::sleep(if started.elapsed() < FIRST { OFTEN } else { EVERY });
             }
         });
         watch
