@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Trains with the backend away and 20 % of the trainer's requests dropped, and compares the step times.
 
-  scripts/bench_reporting.py BIN_DIR [--down SECONDS] [--drop SHARE] [--write]     e.g. target/release --down 600
+  scripts/bench_reporting.py BIN_DIR [--down SECONDS] [--window SECONDS] [--turns N] [--drop SHARE] [--write]     e.g. target/release --down 600
 
-One run on a private data directory: SECONDS/2 with the backend, SECONDS without it (killed, and `hone up` kept from
-starting it again), SECONDS/2 with it again; all the while a proxy between trainer and backend drops SHARE (0.2) of the
-requests, half of them before they arrive and half of the replies. The window in the middle is compared with the two around
-it, so that a machine that gets slower or faster by itself does not count. Then the job is paused, and every step must be in
-its log exactly once. Fails when the median step grew by 1 % or more. Standard library only.
+One run on a private data directory; all the while a proxy between trainer and backend drops SHARE (0.2) of the requests,
+half of them before they arrive and half of the replies. First the backend is away for SECONDS (killed, and `hone up` kept
+from starting it again). Then the proxy takes it away and gives it back in turns, WINDOW seconds each: a machine gets slower
+and faster by itself by more than the 1 % in question, so each window without the backend is compared with the mean of the
+two with it beside it. At last the job is paused, and every step must be in its log exactly once. Fails when the median of
+those comparisons is 1 % or more. Standard library only.
 """
 import argparse
 import datetime
@@ -30,6 +31,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 options.add_argument("bin", type=pathlib.Path)
 options.add_argument("--down", type=float, default=600.0)
+options.add_argument("--window", type=float, default=15.0)
+options.add_argument("--turns", type=int, default=40, help="windows without the backend")
 options.add_argument("--drop", type=float, default=0.2)
 options.add_argument("--threads", type=int, default=1, help="of the trainer")
 options.add_argument("--write", action="store_true", help="write docs/benchmarks/reporting.md")
@@ -46,6 +49,7 @@ class Proxy:
     def __init__(self, port, share):
         self.port, self.share, self.random = port, share, random.Random(1)
         self.requests = self.dropped = 0
+        self.away = False
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.address = "http://127.0.0.1:%d" % self.listener.getsockname()[1]
         threading.Thread(target=self.accept, daemon=True).start()
@@ -53,12 +57,17 @@ class Proxy:
     def accept(self):
         while True:
             client, _ = self.listener.accept()
+            if self.away:
+                client.close()
+                continue
             threading.Thread(target=self.serve, args=(client,), daemon=True).start()
 
     def serve(self, client):
         try:
             with client, socket.create_connection(("127.0.0.1", self.port)) as server:
                 while request := self.message(client):
+                    if self.away:
+                        return
                     self.requests += 1
                     fate = self.random.random()
                     if fate < self.share / 2:
@@ -166,25 +175,27 @@ def run():
     # The first steps are slower: caches and clocks.
     wait(lambda: api("GET", f"/training/jobs/{job}")["progress"]["step"] >= 50, "the first steps")
     now = lambda: datetime.datetime.now(datetime.timezone.utc)
-    marks = [now()]
-    time.sleep(options.down / 2)
     up, killed = state()["hone"]["pid"], backend()
     os.kill(up, signal.SIGSTOP)
     os.kill(killed, signal.SIGKILL)
-    marks.append(now())
     time.sleep(options.down)
     os.kill(up, signal.SIGCONT)
     wait(lambda: backend() != killed and api("GET", f"/training/jobs/{job}"), "the backend to be back")
-    marks.append(now())
-    time.sleep(options.down / 2)
-    marks.append(now())
+    # What was kept back arrives.
+    time.sleep(options.window)
+    marks = [now()]
+    for turn in range(2 * options.turns + 1):
+        PROXY.away = turn % 2 == 1
+        time.sleep(options.window)
+        marks.append(now())
+    PROXY.away = False
     hone("jobs", "pause", job)
     wait(lambda: api("GET", f"/training/jobs/{job}")["state"] == "paused", "the pause", 300)
     view = api("GET", f"/training/jobs/{job}")
     if view["attempt"] != 1:
         sys.exit(f"the trainer was replaced: {json.dumps(view, indent=1)}")
 
-    windows, seen = ([], [], []), {}
+    windows, seen = [[] for _ in marks[1:]], {}
     for message in events(job):
         event = message.get("event", {})
         if event.get("type") != "metrics" or "train_loss" not in event["values"]:
@@ -192,7 +203,7 @@ def run():
         seen[event["step"]] = seen.get(event["step"], 0) + 1
         at = datetime.datetime.fromisoformat(event["at"].replace("Z", "+00:00"))
         index = sum(at >= mark for mark in marks) - 1
-        if 0 <= index < 3:
+        if 0 <= index < len(windows):
             windows[index].append(event["values"]["step_seconds"] + event["values"].get("stall_seconds", 0.0))
     last = view["progress"]["step"]
     wrong = [step for step in range(1, last + 1) if seen.get(step) != 1] + [step for step in seen if step > last]
@@ -202,17 +213,19 @@ def run():
 
 
 def report(last, windows):
-    before, away, after = (statistics.median(w) * 1e3 for w in windows)
-    mean_up = statistics.fmean(windows[0] + windows[2]) * 1e3
-    mean_away = statistics.fmean(windows[1]) * 1e3
-    growth = away / ((before + after) / 2) - 1
+    medians = [statistics.median(w) * 1e3 for w in windows]
+    turns = [medians[i] / ((medians[i - 1] + medians[i + 1]) / 2) - 1 for i in range(1, len(medians), 2)]
+    growth = statistics.median(turns)
+    # Of the median of a normal distribution.
+    error = 1.253 * statistics.stdev(turns) / len(turns) ** 0.5
     rows = [
-        ("backend away", f"{options.down:.0f} s"),
+        ("backend away at a stretch", f"{options.down:.0f} s"),
+        ("backend away in turns", f"{options.turns} times {options.window:.0f} s"),
         ("requests of the trainer that passed or were dropped", f"{PROXY.requests}, {PROXY.dropped} dropped"),
         ("steps, each in the log exactly once", str(last)),
-        ("median step before, without, after the backend", f"{before:.3f}, {away:.3f}, {after:.3f} ms"),
-        ("mean step with and without the backend", f"{mean_up:.3f}, {mean_away:.3f} ms"),
-        ("growth of the median", f"{growth * 100:+.2f} %"),
+        ("median step of the windows with the backend", f"{min(medians[::2]):.3f} to {max(medians[::2]):.3f} ms"),
+        ("median step of the windows without it", f"{min(medians[1::2]):.3f} to {max(medians[1::2]):.3f} ms"),
+        ("growth of a step without it (median over the turns, standard error)", f"{growth * 100:+.2f} % ± {error * 100:.2f} %"),
     ]
     text = "| what | measured |\n|---|---|\n" + "".join(f"| {a} | {b} |\n" for a, b in rows)
     print(text)

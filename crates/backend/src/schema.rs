@@ -185,6 +185,7 @@ diesel::table! {
         finished_at -> Nullable<Timestamptz>,
         stopped_at -> Nullable<Timestamptz>,
         checkpoint_seconds -> Nullable<Double>,
+        swept_at -> Nullable<Timestamptz>,
     }
 }
 

@@ -1,11 +1,12 @@
 //! Removes what uploads left behind: streams whose backend died, sessions nobody completed, objects of deleted artifacts,
 //! and of deleted or refused datasets that storage refused to delete at the time or that jobs needed, files and uploads whose
-//! time is over, old idempotency keys, webhook deliveries and reports of refused datasets. Makes the partitions of the months
+//! time is over, old idempotency keys, webhook deliveries and reports of refused datasets, and what ended attempts left half done. Makes the partitions of the months
 //! to come.
 
 use crate::{
     datasets,
     error::Result,
+    jobs::leftovers,
     openai, registry,
     state::AppState,
     store::{Artifact, Dataset, Model, idempotency, metric, webhook::Delivery},
@@ -67,7 +68,8 @@ pub async fn sweep(state: &AppState) -> Result<()> {
         tracing::info!(model = %model.name, revision = %model.revision, "removing an upload that nobody finished");
         registry::discard(state, &model).await;
     }
-    sweep_artifacts(state).await
+    sweep_artifacts(state).await?;
+    leftovers::sweep(state, now).await
 }
 
 /// Frees the storage of deleted artifacts.

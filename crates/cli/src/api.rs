@@ -11,12 +11,12 @@ use wire::{
     account::{CreateKey, CreatedKey, KeyView},
     artifact::{ArtifactDownload, ModelArtifactView},
     cost::{CostRecord, CostSummary, UpdateJob},
-    dataset::{DatasetPreview, DatasetView, Split, SplitDataset, SplitDatasets},
+    dataset::{CreateDataset, CreatedDataset, DatasetPreview, DatasetView, Split, SplitDataset, SplitDatasets},
     dead_letter::{DeadLetter, ReplayDeadLetters, ReplayedDeadLetters},
     estimate::JobEstimate,
     event::StreamMessage,
     hub::{HubModel, PullModel, PullView},
-    ids::{ArtifactId, DeliveryId, NotificationId, PullId, WebhookId},
+    ids::{ArtifactId, DatasetId, DeliveryId, NotificationId, PullId, WebhookId},
     job::{ArtifactView, CreateJob, MetricPoint},
     model::{CreateModel, CreatedModel, ModelView},
     notification::{NotificationView, UnreadCount},
@@ -82,6 +82,22 @@ impl Api {
     pub async fn complete_model(&self, name: &str, revision: &str) -> CliResult<ModelView> {
         let path = format!("/api/models/{}/{}/complete", escape(name), escape(revision));
         // Hashing and inspecting gigabytes takes longer than an ordinary call.
+        let request = || Ok(self.client.request(Method::POST, &path)?.timeout(std::time::Duration::from_secs(900)));
+        self.reply(self.client.send_retrying(request).await?).await
+    }
+
+    pub async fn create_dataset(&self, body: &CreateDataset) -> CliResult<CreatedDataset> {
+        Ok(self.client.post("/datasets", body).await?)
+    }
+
+    /// What is missing of an upload.
+    pub async fn dataset_uploads(&self, name: &str) -> CliResult<CreatedDataset> {
+        Ok(self.client.get(&format!("/datasets/{}/uploads", escape(name))).await?)
+    }
+
+    pub async fn complete_dataset(&self, id: DatasetId) -> CliResult<DatasetView> {
+        let path = format!("/datasets/{id}/complete");
+        // Half a gigabyte is validated.
         let request = || Ok(self.client.request(Method::POST, &path)?.timeout(std::time::Duration::from_secs(900)));
         self.reply(self.client.send_retrying(request).await?).await
     }

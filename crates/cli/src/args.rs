@@ -189,7 +189,7 @@ pub struct ImportArgs {
 pub enum DatasetsCommand {
     /// Upload and validate a dataset
     #[command(
-        after_help = "Examples:\n  hone datasets upload train.jsonl --name support\n  hone datasets upload train.jsonl --validation heldout.jsonl --name support\n\nFormats: chat JSONL ({\"messages\": […]}), instruction JSONL ({\"instruction\", \"input\", \"output\"}), plain text."
+        after_help = "Examples:\n  hone datasets upload train.jsonl --name support\n  hone datasets upload train.jsonl --validation heldout.jsonl --name support\n\nFormats: chat JSONL ({\"messages\": […]}), instruction JSONL ({\"instruction\", \"input\", \"output\"}), plain text.\nAn upload of more than 8 MiB that was broken off goes on where it stopped when the same command is given again."
     )]
     Upload(UploadArgs),
     /// Check a file on this machine, without a server

@@ -5,6 +5,7 @@ use crate::{
     args::{DatasetsCommand, SplitArg, SplitArgs, UploadArgs},
     context::Context,
     error::{CliError, CliResult, Exit},
+    transfer::{put_sessions, sha256_file},
     ui,
 };
 use futures::TryStreamExt;
@@ -17,12 +18,17 @@ use std::{
 use tokio_util::io::ReaderStream;
 use wire::{
     Code, Problem,
-    dataset::{DatasetFormat, DatasetStatus, DatasetView, Split, SplitDataset, ValidationReport},
+    dataset::{
+        CreateDataset, CreateDatasetFile, DatasetFormat, DatasetStatus, DatasetView, Split, SplitDataset,
+        ValidationReport,
+    },
     model::is_valid_name,
 };
 
-/// Half a gigabyte over a slow line, and its validation.
+/// A small upload over a slow line, and its validation.
 const UPLOAD_TIMEOUT: Duration = Duration::from_secs(3600);
+/// Files of more bytes than this together go in parts, which can be resumed.
+const IN_ONE_PIECE: u64 = 8 << 20;
 
 pub async fn run(context: &Context, command: DatasetsCommand) -> CliResult {
     match command {
@@ -41,27 +47,20 @@ async fn upload(context: &Context, args: &UploadArgs) -> CliResult {
         return Err(CliError::invalid(format!("`{}` is no name for a dataset", args.name))
             .hint("use letters, digits, `.`, `_` and `-`, at most 96 of them, beginning with a letter or digit"));
     }
-    let files: Vec<(&str, &Path)> = [("file", Some(&args.file)), ("validation", args.validation.as_ref())]
+    let files: Vec<(Split, &Path)> = [(Split::Train, Some(&args.file)), (Split::Validation, args.validation.as_ref())]
         .into_iter()
-        .filter_map(|(field, path)| Some((field, path?.as_path())))
+        .filter_map(|(split, path)| Some((split, path?.as_path())))
         .collect();
     let mut total = 0_u64;
     for (_, path) in &files {
         total = total.saturating_add(size(path)?);
     }
-    let client = context.client()?;
     let begun = Instant::now();
-    let bar = context.ui.byte_bar(total, "uploading");
-    let mut form = multipart::Form::new().text("name", args.name.clone());
-    for (field, path) in &files {
-        form = form.part((*field).to_owned(), part(path, &bar).await?);
-    }
-    let request = client.request(Method::POST, "/datasets/upload")?.timeout(UPLOAD_TIMEOUT).multipart(form);
-    let sent = client.send(request).await;
-    bar.finish_and_clear();
-    let reply = sent.map_err(|e| if e.status().is_none() { broken_off(&args.file, e) } else { e.into() })?;
-    let view: DatasetView =
-        reply.json().await.map_err(|e| CliError::failed(format!("the reply cannot be read: {e}")))?;
+    let view = if total <= IN_ONE_PIECE {
+        send_form(context, &args.name, &files, total).await?
+    } else {
+        send_parts(context, &args.name, &files, total).await?
+    };
     context.ui.show(&view, |ui| {
         ui.line(format!("uploaded {} ({}) in {}\n", view.name, ui::bytes(total), ui::duration(begun.elapsed())));
         ui.line(describe(&view));
@@ -70,10 +69,57 @@ async fn upload(context: &Context, args: &UploadArgs) -> CliResult {
     Ok(())
 }
 
-fn broken_off(path: &Path, error: service::ClientError) -> CliError {
-    let mut error = CliError::from(error);
-    error.message = format!("uploading {}: {}", path.display(), error.message);
-    error
+/// One request.
+async fn send_form(context: &Context, name: &str, files: &[(Split, &Path)], total: u64) -> CliResult<DatasetView> {
+    let client = context.client()?;
+    let bar = context.ui.byte_bar(total, "uploading");
+    let mut form = multipart::Form::new().text("name", name.to_owned());
+    for (split, path) in files {
+        let field = if *split == Split::Train { "file" } else { "validation" };
+        form = form.part(field, part(path, &bar).await?);
+    }
+    let request = client.request(Method::POST, "/datasets/upload")?.timeout(UPLOAD_TIMEOUT).multipart(form);
+    let sent = client.send(request).await;
+    bar.finish_and_clear();
+    let broken_off = |error: service::ClientError| {
+        let lost = error.status().is_none();
+        let mut error = CliError::from(error);
+        if let (true, Some((_, path))) = (lost, files.first()) {
+            error.message = format!("uploading {}: {}", path.display(), error.message);
+        }
+        error
+    };
+    sent.map_err(broken_off)?.json().await.map_err(|e| CliError::failed(format!("the reply cannot be read: {e}")))
+}
+
+/// Parts straight to storage; the same command again goes on where this one stopped.
+async fn send_parts(context: &Context, name: &str, files: &[(Split, &Path)], total: u64) -> CliResult<DatasetView> {
+    let api = Api { client: context.client()? };
+    let bar = context.ui.byte_bar(total, "hashing");
+    let hashed = files.iter().map(|(split, path)| {
+        let sha256 = sha256_file(path, &bar).map_err(|e| CliError::file("read", path, &e))?;
+        let filename = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        Ok(CreateDatasetFile { split: *split, filename, size: size(path)?, sha256: Some(sha256) })
+    });
+    let body = CreateDataset { name: name.to_owned(), files: hashed.collect::<CliResult<_>>()? };
+    bar.finish_and_clear();
+    let bar = context.ui.byte_bar(total, "uploading");
+    let created = api.create_dataset(&body).await?;
+    let put = put_sessions(
+        (created.uploads, total),
+        &bar,
+        |session| {
+            // `…/train.jsonl` or `…/validation.jsonl`
+            let file = session.key.rsplit('/').next().unwrap_or_default();
+            let of = |split: &Split| file.starts_with(if *split == Split::Train { "train." } else { "validation." });
+            files.iter().find(|(split, _)| of(split)).map(|(_, path)| *path)
+        },
+        async || Ok(api.dataset_uploads(name).await?.uploads),
+    );
+    put.await?;
+    bar.finish_and_clear();
+    context.ui.note("  checking");
+    api.complete_dataset(created.dataset.id).await
 }
 
 fn size(path: &Path) -> CliResult<u64> {

@@ -20,6 +20,9 @@ use wire::{
 
 /// Parts in flight.
 const PARALLEL: usize = 2;
+/// Signed URLs last 15 minutes; a large file on a slow line needs several rounds of them. So many may pass in a row in
+/// which no part gets through.
+const ROUNDS: usize = 3;
 /// Without a byte for this long a transfer is broken off and tried again.
 const STALLED: Duration = Duration::from_secs(60);
 
@@ -76,6 +79,40 @@ fn http(url: &str) -> CliResult<reqwest::Client> {
     let client = reqwest::Client::builder().connect_timeout(Duration::from_secs(10)).read_timeout(STALLED);
     let client = if service::client::is_loopback(url) { client.no_proxy() } else { client };
     client.build().map_err(|e| CliError::failed(format!("cannot make an HTTP client: {e}")))
+}
+
+/// Puts what is missing of uploads of `total` bytes, from the file that `source` knows for a session. `again` gives what is
+/// missing then, with fresh URLs.
+pub async fn put_sessions<'a>(
+    (mut sessions, total): (Vec<UploadSession>, u64),
+    bar: &ProgressBar,
+    source: impl Fn(&UploadSession) -> Option<&'a Path>,
+    again: impl AsyncFn() -> CliResult<Vec<UploadSession>>,
+) -> CliResult<()> {
+    let (mut idle, mut left) = (0_usize, u64::MAX);
+    loop {
+        // What is there already counts as done.
+        let open: u64 = sessions.iter().map(|u| u.size).sum();
+        bar.set_position(total.saturating_sub(open));
+        let missing: u64 = sessions.iter().flat_map(|u| &u.parts).map(|p| p.size).sum();
+        idle = if missing < left { 0 } else { idle.saturating_add(1) };
+        if idle >= ROUNDS {
+            return Err(CliError::failed("the storage refuses the signed URLs, also fresh ones")
+                .hint("check the clocks of this machine and of the storage, and S3_PUBLIC_ENDPOINT of the gateway"));
+        }
+        left = missing;
+        let mut expired = false;
+        for session in &sessions {
+            let path = source(session).ok_or_else(|| {
+                CliError::failed(format!("the server asks for `{}`, which is none of the files", session.key))
+            })?;
+            expired |= put_parts(session, path, bar).await? == Put::Expired;
+        }
+        if !expired {
+            return Ok(());
+        }
+        sessions = again().await?;
+    }
 }
 
 /// Puts all missing parts of `session` from the file at `path`.

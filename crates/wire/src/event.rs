@@ -133,7 +133,7 @@ pub mod metric {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum EventKind {
-    /// First event of an attempt.
+    /// First event of an attempt; once more when the checkpoint to resume from cannot be used and another one is.
     Started {
         trainer_version: String,
         device: String,

@@ -42,6 +42,7 @@ pub const MATRIX: &[(&str, Access)] = &[
     ("create_user", Access::Admin),
     ("create_version", Access::User(Scope::PackagesWrite)),
     ("create_webhook", Access::User(Scope::WebhooksWrite)),
+    ("dataset_uploads", Access::User(Scope::DatasetsWrite)),
     ("delete_dataset", Access::User(Scope::DatasetsWrite)),
     ("delete_file", Access::User(Scope::DatasetsWrite)),
     ("delete_job", Access::User(Scope::JobsWrite)),

@@ -53,12 +53,21 @@ pub async fn upload_dataset(
     Ok(HttpResponse::Created().json(view))
 }
 
-/// Open an upload straight to storage: put the parts, then complete.
+/// Open an upload straight to storage: put the parts, then complete. The same files with the same `sha256` again: what is
+/// missing of the upload that was begun.
 #[utoipa::path(tag = "datasets", responses((status = 201, body = CreatedDataset)))]
 #[post("/datasets")]
 pub async fn create_dataset(state: State, user: AuthUser, Json(body): Json<CreateDataset>) -> Result<HttpResponse> {
     let created = datasets::create(&state, user.user_id, body).await?;
     Ok(HttpResponse::Created().json(created))
+}
+
+/// The parts that are missing of an upload, with fresh URLs.
+#[utoipa::path(tag = "datasets", params(("id" = String, Path, description = "id or name")),
+    responses((status = 200, body = CreatedDataset)))]
+#[get("/datasets/{id}/uploads")]
+pub async fn dataset_uploads(state: State, user: AuthUser, id: web::Path<String>) -> Result<web::Json<CreatedDataset>> {
+    Ok(web::Json(datasets::uploads(&state, user.user_id, id.into_inner()).await?))
 }
 
 /// Validate an upload whose parts are all there. Repeating it is harmless.

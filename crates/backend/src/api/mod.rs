@@ -44,6 +44,7 @@ pub fn configure(config: &mut web::ServiceConfig) {
         .service(datasets::upload_dataset)
         .service(datasets::create_dataset)
         .service(datasets::complete_dataset)
+        .service(datasets::dataset_uploads)
         .service(datasets::list_datasets)
         .service(datasets::get_dataset)
         .service(datasets::update_dataset)

@@ -34,6 +34,7 @@ use wire::problem::{PROBLEM_JSON, Problem};
         super::datasets::upload_dataset,
         super::datasets::create_dataset,
         super::datasets::complete_dataset,
+        super::datasets::dataset_uploads,
         super::datasets::list_datasets,
         super::datasets::get_dataset,
         super::datasets::update_dataset,

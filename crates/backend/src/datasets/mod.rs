@@ -9,7 +9,7 @@ mod session;
 mod split;
 mod validate;
 
-pub use session::{complete, create};
+pub use session::{complete, create, uploads};
 pub use split::split;
 pub use validate::finish;
 

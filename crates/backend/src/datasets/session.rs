@@ -15,9 +15,15 @@ use wire::{
     storage::{FileRef, ObjectInfo, OpenUpload, UploadKind, UploadSession},
 };
 
-/// Reserves the name and opens one upload per file.
+/// Reserves the name and opens one upload per file. The same request again, with digests, goes on with the uploads of the
+/// first.
 pub async fn create(state: &AppState, user: UserId, request: CreateDataset) -> Result<CreatedDataset> {
     check(state, &request.files)?;
+    let name = request.name.clone();
+    let find = async move |conn: &mut Conn| Dataset::find_by_name(conn, &name).await;
+    if let Some(before) = state.db.tenant(user, find).await?.filter(|d| is_same_upload(d, &request.files)) {
+        return resume(state, before).await;
+    }
     let size = request.files.iter().fold(0_u64, |sum, f| sum.saturating_add(f.size));
     let dataset = begin(state, user, &request.name, size).await?;
     match open(state, &dataset, &request.files).await {
@@ -26,6 +32,59 @@ pub async fn create(state: &AppState, user: UserId, request: CreateDataset) -> R
             discard(state, &dataset).await;
             Err(error)
         }
+    }
+}
+
+fn is_same_upload(dataset: &Dataset, files: &[CreateDatasetFile]) -> bool {
+    let known = &dataset.uploads.0;
+    let same = |file: &CreateDatasetFile| {
+        let key = key(dataset, file.split, &file.filename);
+        let is_it = |k: &PendingFile| k.key == key && k.size == file.size && k.sha256 == file.sha256;
+        file.sha256.is_some() && known.iter().any(is_it)
+    };
+    dataset.status.0 == DatasetStatus::Uploading && known.len() == files.len() && files.iter().all(same)
+}
+
+/// What is missing of a dataset, with fresh URLs. Nothing is when it is complete.
+pub async fn uploads(state: &AppState, user: UserId, id_or_name: String) -> Result<CreatedDataset> {
+    let find = async move |conn: &mut Conn| Dataset::find(conn, &id_or_name).await;
+    let dataset = state.db.tenant(user, find).await?;
+    match dataset.status.0 {
+        DatasetStatus::Uploading => resume(state, dataset).await,
+        _ => Ok(CreatedDataset { dataset: dataset.into(), uploads: Vec::new() }),
+    }
+}
+
+/// The open sessions of an upload; a session that has expired without its file is opened anew.
+async fn resume(state: &AppState, dataset: Dataset) -> Result<CreatedDataset> {
+    let mut pending = dataset.uploads.0.clone();
+    let mut uploads = Vec::new();
+    for file in pending.iter_mut().filter(|file| file.stored.is_none()) {
+        match state.gateway.upload(&file.session).await {
+            Ok(session) => uploads.push(session),
+            Err(error) if error.status() == Some(404) && !is_stored(state, file).await? => {
+                let (key, size, sha256) = (file.key.clone(), file.size, file.sha256.clone());
+                let request = OpenUpload { key, size, kind: UploadKind::Dataset, sha256 };
+                let session = state.gateway.open_upload(&request).await?;
+                file.session.clone_from(&session.id);
+                uploads.push(session);
+            }
+            Err(error) if error.status() == Some(404) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    // Also where nothing changed: it is alive.
+    save(state, &dataset, pending).await?;
+    Ok(CreatedDataset { dataset: dataset.into(), uploads })
+}
+
+/// Whether the file of a session that is over is there.
+async fn is_stored(state: &AppState, file: &PendingFile) -> Result<bool> {
+    let Some(sha256) = file.sha256.clone() else { return Ok(false) };
+    match state.gateway.verify(vec![FileRef { key: file.key.clone(), size: file.size, sha256 }]).await {
+        Ok(()) => Ok(true),
+        Err(error) if error.is_transient() => Err(error.into()),
+        Err(_) => Ok(false),
     }
 }
 

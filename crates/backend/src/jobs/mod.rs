@@ -12,6 +12,7 @@ pub mod external;
 pub mod ingest;
 pub mod kubeflow;
 pub mod launcher;
+pub mod leftovers;
 mod news;
 pub mod policy;
 pub mod progress;

@@ -10,7 +10,7 @@ use wire::UserId;
 const OTHER_KEY: &str = "hone_sk_0000000000000000000000000000000000000000000000000000000000000002";
 
 impl TestApp {
-    async fn sql(&self, statements: String) {
+    pub async fn sql(&self, statements: String) {
         self.db.system(async move |conn: &mut Conn| Ok(conn.batch_execute(&statements).await?)).await.unwrap();
     }
 

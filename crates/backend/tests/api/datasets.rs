@@ -243,6 +243,52 @@ async fn a_dataset_put_straight_to_storage_is_validated_on_completion() {
 }
 
 #[tokio::test]
+async fn an_upload_that_was_begun_goes_on_when_the_same_files_are_announced_again() {
+    let app = TestApp::new().await;
+    let (train, rest) = (chat_rows(10).into_bytes(), chat_rows(3).into_bytes());
+    let files = |train_digest: Option<String>| {
+        let file = |split: &str, content: &[u8], sha256| json!({"split": split, "filename": "t.jsonl", "size": content.len(), "sha256": sha256});
+        json!({"name": "words", "files": [file("train", &train, train_digest), file("validation", &rest, Some(sha256(&rest)))]})
+    };
+    let begin = app.post("/datasets", &files(Some(sha256(&train)))).await.expect(201);
+    let created: CreatedDataset = serde_json::from_value(begin).unwrap();
+    app.put_parts(&created.uploads[0], &train).await;
+
+    let again = app.post("/datasets", &files(Some(sha256(&train)))).await.expect(201);
+    let told = app.get("/datasets/words/uploads").await.expect(200);
+    for seen in [again, told] {
+        let seen: CreatedDataset = serde_json::from_value(seen).unwrap();
+        assert_eq!(seen.dataset.id, created.dataset.id);
+        let sessions: Vec<_> = seen.uploads.iter().map(|u| (u.id.as_str(), u.parts.len())).collect();
+        assert_eq!(sessions, [(created.uploads[0].id.as_str(), 0), (created.uploads[1].id.as_str(), 1)]);
+    }
+
+    // Other content under the name, or content nobody vouches for, is another upload.
+    for digest in [Some("0".repeat(64)), None] {
+        let reply = app.post("/datasets", &files(digest)).await;
+        let told = "409 CONFLICT: a dataset named `words` is being uploaded; wait until it is there, or delete it";
+        assert_eq!(reply.problem(), told);
+    }
+    app.put_parts(&created.uploads[1], &rest).await;
+    let done = app.post(&format!("/datasets/{}/complete", created.dataset.id), &Value::Null).await.expect(200);
+    assert_eq!((&done["status"], &done["rows"]), (&json!("ready"), &json!(10)));
+    assert_eq!(app.get("/datasets/words/uploads").await.expect(200)["uploads"], json!([]));
+}
+
+#[tokio::test]
+async fn a_session_that_is_gone_is_opened_anew() {
+    let app = TestApp::new().await;
+    let rows = chat_rows(3).into_bytes();
+    let created = open(&app, "words", &rows, None).await;
+    crate::sweep::state(&app).gateway.abort_upload(&created.uploads[0].id).await.unwrap();
+    let told: CreatedDataset = serde_json::from_value(app.get("/datasets/words/uploads").await.expect(200)).unwrap();
+    assert_ne!(told.uploads[0].id, created.uploads[0].id);
+    app.put_parts(&told.uploads[0], &rows).await;
+    let done = app.post(&format!("/datasets/{}/complete", created.dataset.id), &Value::Null).await.expect(200);
+    assert_eq!(done["status"], "ready");
+}
+
+#[tokio::test]
 async fn concurrent_completions_do_not_lose_the_dataset() {
     let app = TestApp::new().await;
     let rows = chat_rows(200).into_bytes();

@@ -11,7 +11,10 @@ use insta::assert_snapshot;
 use serde_json::{Value, json};
 use service::Env;
 use std::sync::Arc;
-use wire::dataset::{CreatedDataset, DatasetStatus};
+use wire::{
+    dataset::{CreatedDataset, DatasetStatus},
+    layout,
+};
 
 /// The state of a backend in this process, beside the one that serves.
 pub fn state(app: &TestApp) -> AppState {
@@ -137,4 +140,47 @@ async fn objects_that_could_not_be_deleted_are_deleted_later() {
     };
     assert_eq!(app.db.system(purged).await.unwrap(), [true], "and not looked at again");
     assert_eq!(app.get("/datasets").await.expect(200)["items"], Value::Array(Vec::new()));
+}
+
+#[tokio::test]
+async fn what_ended_attempts_left_half_done_is_removed_after_an_hour_and_whole_things_stay() {
+    let app = TestApp::new().await;
+    let (user, job) = (app.user, wire::JobId::random());
+    app.sql(format!(
+        "INSERT INTO models (name, revision, user_id, status) VALUES ('m', 'r', '{user}', 'ready');
+         INSERT INTO datasets (id, user_id, name, status, storage_path) VALUES ('{user}', '{user}', 'd', 'ready', 'datasets/');
+         INSERT INTO training_jobs (id, user_id, name, state, config, model_name, model_revision, dataset_id, dataset_name, spec)
+            VALUES ('{job}', '{user}', 'job', 'running', '{{}}', 'm', 'r', '{user}', 'd', '{{}}');
+         INSERT INTO job_attempts (job_id, attempt, user_id, epoch, outcome, finished_at, manifest) VALUES
+            ('{job}', 1, '{user}', 1, 'failed', now() - interval '61 minutes', NULL),
+            ('{job}', 2, '{user}', 2, 'succeeded', now() - interval '61 minutes', '[]'),
+            ('{job}', 3, '{user}', 3, 'failed', now() - interval '59 minutes', NULL),
+            ('{job}', 4, '{user}', 4, NULL, NULL, NULL)"
+    ))
+    .await;
+    let state = state(&app);
+    let whole = [
+        "checkpoints/checkpoint-5/manifest.json",
+        "checkpoints/checkpoint-5/optimizer.safetensors",
+        "logs/trainer.log",
+    ];
+    let half = ["artifacts/adapter_model.safetensors", "checkpoints/checkpoint-9/optimizer.safetensors"];
+    for attempt in 1..=4 {
+        for name in whole.iter().chain(&half) {
+            let key = format!("{}{name}", layout::attempt_prefix(user, job, attempt));
+            state.gateway.put_bytes(&key, "x".into()).await.unwrap();
+        }
+    }
+    sweep::sweep(&state).await.unwrap();
+    let left = async |attempt| {
+        let prefix = layout::attempt_prefix(user, job, attempt);
+        let keys = app.objects(&prefix).await;
+        keys.iter().map(|key| key.strip_prefix(&prefix).unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(left(1).await, whole, "an attempt that failed");
+    let results = [&half[..1], &whole].concat();
+    assert_eq!(left(2).await, results, "one that left results");
+    let all = [&half[..1], &whole[..2], &half[1..], &whole[2..]].concat();
+    assert_eq!(left(3).await, all, "one that ended a moment ago");
+    assert_eq!(left(4).await, all, "one that runs");
 }

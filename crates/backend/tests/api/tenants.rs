@@ -53,6 +53,7 @@ pub const CALLS: &[(&str, &str, Body)] = &[
     ("upload_dataset", "", Dataset),
     ("create_dataset", "", Json(|_| json!({"name": fresh("open"), "files": files("train", 10)}))),
     ("complete_dataset", "open_dataset", Empty),
+    ("dataset_uploads", "open_dataset", Empty),
     ("get_dataset_statistics", "dataset", Empty),
     ("get_dataset_usage", "dataset", Empty),
     ("split_dataset", "dataset", Json(|_| json!({"train_name": fresh("a"), "validation_name": fresh("b")}))),

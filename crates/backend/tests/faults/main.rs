@@ -14,6 +14,8 @@ mod oracle;
 mod real_trainer;
 mod replicas;
 mod sinks;
+#[path = "../support/jobs.rs"]
+mod support;
 mod upgrade;
 mod users;
 mod world;

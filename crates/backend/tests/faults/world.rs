@@ -1,11 +1,7 @@
 //! Real parts with a proxy on every line: before Postgres, before the gateway, before the backend.
 
-use backend::jobs::supervisor;
+use crate::support;
 use serde_json::{Value, json};
-use service::{
-    ExposeSecret,
-    token::{Grant, JobGrant, TokenKey},
-};
 use std::{
     fs::{self, File},
     path::{Path, PathBuf},
@@ -16,12 +12,12 @@ use testkit::{
     Postgres, Process,
     fault::{Proxy, Target},
 };
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::Client;
 use uuid::Uuid;
-use wire::{JobId, JobState, JobView, UserId, dataset::DatasetFormat, layout};
+use wire::{JobId, JobState, JobView, UserId};
 
-pub const KEY: &str = "hone_sk_0123456789abcdef0123456789abcdef";
-pub const SIGNING_KEY: &str = "a signing key of more than 32 characters";
+pub use support::{KEY, SIGNING_KEY, script_trainer as stub};
+
 /// Longest wait for anything; generous, because test machines are busy.
 pub const PATIENCE: Duration = Duration::from_secs(90);
 
@@ -118,13 +114,6 @@ pub fn program(name: &str) -> PathBuf {
     path
 }
 
-/// The stub: it speaks the contract and keeps a ledger.
-pub fn stub() -> PathBuf {
-    let path = PathBuf::from(env!("CARGO_BIN_EXE_hone-backend")).with_file_name("examples").join("script_trainer");
-    assert!(path.is_file(), "{} is missing: `cargo build -p backend --examples`", path.display());
-    path
-}
-
 impl World {
     async fn start(setup: Setup) -> Self {
         let dir = tempfile::tempdir().unwrap();
@@ -148,28 +137,13 @@ impl World {
         let command = command(&setup, &dir, &through, &storage.url(), &callbacks.url());
         let backend = spawn(command, dir.path(), "backend", setup.log);
         callbacks.retarget(Target::Tcp(backend.url.trim_start_matches("http://").to_owned()));
-        let (db, connection) = tokio_postgres::connect(&url, NoTls).await.unwrap();
-        tokio::spawn(connection);
+        let db = support::connect(&url).await;
         let user = UserId(Uuid::nil());
         let mut world =
             Self { backend, db, user, dir, setup, database, storage, callbacks, http, url, _gateway: gateway };
         world.ready().await;
-        let row = world.db.query_one("SELECT id::text FROM users WHERE name = 'local'", &[]).await.unwrap();
-        world.user = row.get::<_, &str>(0).parse().unwrap();
-        world.fixtures().await;
+        world.user = support::fixtures(&world.db).await;
         world
-    }
-
-    async fn fixtures(&self) {
-        let user = self.user.to_string();
-        let model =
-            "INSERT INTO models (name, revision, user_id, status) VALUES ('tiny', 'r1', $1::text::uuid, 'ready')";
-        self.db.execute(model, &[&user]).await.unwrap();
-        let files = json!([{"split": "train", "key": "datasets/x", "size": 1, "sha256": "", "report":
-            {"format": "text", "rows": 1, "bytes": 1, "duplicates": 0, "errors": [], "error_count": 0}}]);
-        let dataset = "INSERT INTO datasets (id, user_id, name, status, format, storage_path, files)
-            VALUES ($1::text::uuid, $1::text::uuid, 'data', 'ready', 'text', 'datasets/', $2::text::jsonb)";
-        self.db.execute(dataset, &[&user, &files.to_string()]).await.unwrap();
     }
 
     /// Waits until requests are served.
@@ -209,9 +183,7 @@ impl World {
 
     /// Connects again after the database was away.
     pub async fn reconnect(&mut self) {
-        let (db, connection) = tokio_postgres::connect(&self.url, NoTls).await.unwrap();
-        tokio::spawn(connection);
-        self.db = db;
+        self.db = support::connect(&self.url).await;
     }
 
     pub fn log(&self) -> String {
@@ -224,7 +196,7 @@ impl World {
     }
 
     pub fn attempt_dir(&self, job: JobId, attempt: u32) -> PathBuf {
-        self.dir.path().join("run/attempts").join(layout::workload_name(job, attempt))
+        support::attempt_dir(&self.dir.path().join("run"), job, attempt)
     }
 
     /// A queued job whose stub keeps a ledger and follows `script` (attempt number or `*` to operations).
@@ -237,18 +209,7 @@ impl World {
             let ledger = json!({"op": "ledger", "file": self.ledger(job)});
             ops.as_array_mut().unwrap().insert(0, ledger);
         }
-        let config = json!({"name": script.to_string(), "model": "tiny", "dataset": "data"});
-        let train = json!({"key": "datasets/x", "size": 1, "sha256": ""});
-        let spec = json!({
-            "model": {"name": "tiny", "revision": "r1", "prefix": layout::model_prefix("tiny", "r1"), "files": []},
-            "dataset": {"id": self.user.0, "name": "data", "format": DatasetFormat::Text, "train": train},
-        });
-        let insert = "INSERT INTO training_jobs (id, user_id, name, state, config, model_name, model_revision,
-                dataset_id, dataset_name, spec, max_attempts)
-            VALUES ($1::text::uuid, $2::text::uuid, 'test', 'queued', $3::text::jsonb, 'tiny', 'r1', $2::text::uuid,
-                'data', $4::text::jsonb, $5)";
-        let (id, user, config, spec) = (job.to_string(), self.user.to_string(), config.to_string(), spec.to_string());
-        self.db.execute(insert, &[&id, &user, &config, &spec, &max_attempts]).await.unwrap();
+        support::insert(&self.db, self.user, job, &script, (max_attempts, "queued")).await;
         job
     }
 
@@ -283,7 +244,12 @@ impl World {
                 return view;
             }
             let over = view.as_ref().is_some_and(|view| view.state.is_terminal()) || Instant::now() > deadline;
-            assert!(!over, "waited for {what}, but the job is {view:?}\n{}\n{}", self.records(job), self.log());
+            assert!(
+                !over,
+                "waited for {what}, but the job is {view:?}\n{}\n{}",
+                support::records(&self.dir.path().join("run"), job),
+                self.log()
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -297,45 +263,21 @@ impl World {
         self.until(job, "its end", |view| view.state.is_terminal()).await
     }
 
-    /// What lies in the record directories of a job, to explain a failing row.
-    fn records(&self, job: JobId) -> String {
-        let mut text = String::new();
-        for attempt in 1..=3 {
-            for name in ["record.json", "exit.json", "supervisor.log", "trainer.log"] {
-                let path = self.attempt_dir(job, attempt).join(name);
-                if let Ok(content) = fs::read_to_string(&path) {
-                    text += &format!("{}: {content}\n", path.display());
-                }
-            }
-        }
-        text
-    }
-
     /// One number from the database.
     pub async fn count(&self, query: &str, job: JobId) -> i64 {
-        self.db.query_one(query, &[&job.to_string()]).await.unwrap().get(0)
+        support::count(&self.db, query, job).await
     }
 
     /// Every state the job went through, from its log.
     pub async fn states(&self, job: JobId) -> Vec<String> {
-        let query = "SELECT body ->> 'state' FROM job_events WHERE job_id = $1::text::uuid AND seq IS NULL ORDER BY id";
-        self.db.query(query, &[&job.to_string()]).await.unwrap().iter().map(|row| row.get(0)).collect()
+        support::states(&self.db, job).await
     }
 }
 
 impl Drop for World {
     fn drop(&mut self) {
         let _ = self.backend.process.kill();
-        // Trainers outlive the backend by design, but not the test.
-        for entry in fs::read_dir(self.dir.path().join("run/attempts")).into_iter().flatten().flatten() {
-            for _ in 0..200 {
-                let left = supervisor::stop_step(&entry.path(), Duration::ZERO);
-                if !matches!(left, Ok(supervisor::record::State::Alive { .. })) {
-                    break;
-                }
-                std::thread::sleep(Duration::from_millis(10));
-            }
-        }
+        support::stop_trainers(&self.dir.path().join("run"));
     }
 }
 
@@ -416,9 +358,7 @@ impl<'a> Played<'a> {
         let external = "UPDATE training_jobs SET framework = 'external' WHERE id = $1::text::uuid";
         world.db.execute(external, &[&job.to_string()]).await.unwrap();
         world.wait(job, JobState::Starting).await;
-        let grant = JobGrant { user: world.user, job, attempt: 1, epoch: 1, read: vec![], write: vec![] };
-        let key = TokenKey::new(SIGNING_KEY.into()).unwrap();
-        let token = key.mint(Grant::Job(grant), Duration::from_secs(3600)).unwrap().expose_secret().to_owned();
+        let token = support::token(world.user, job, 1, 1);
         Self { world, job, instance: Uuid::new_v4(), token }
     }
 

@@ -12,6 +12,8 @@ mod restart;
 mod service;
 mod streams;
 mod supervisor;
+#[path = "../support/jobs.rs"]
+mod support;
 mod trainers;
 mod webhooks;
 mod world;

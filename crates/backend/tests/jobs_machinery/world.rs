@@ -1,24 +1,20 @@
 //! A backend with everything around it.
 
-use crate::gateway::Gateway;
-use backend::jobs::supervisor;
+use crate::{gateway::Gateway, support};
 use serde_json::{Value, json};
-use service::{
-    ExposeSecret,
-    token::{Grant, JobGrant, TokenKey},
-};
 use std::{
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::Client;
 use uuid::Uuid;
-use wire::{JobId, JobState, JobView, UserId, dataset::DatasetFormat, layout};
+use wire::{JobId, JobState, JobView, UserId};
 
-pub const KEY: &str = "hone_sk_0123456789abcdef0123456789abcdef";
-const SIGNING_KEY: &str = "a signing key of more than 32 characters";
+use support::SIGNING_KEY;
+pub use support::{KEY, script_trainer};
+
 /// Longest wait for anything; generous, because test machines are busy.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -45,14 +41,6 @@ impl Settings {
     pub fn short_lease(self) -> Self {
         self.with("LEASE_SECONDS", 3).with("HEARTBEAT_SECONDS", 1).with("CLAIM_SECONDS", 5)
     }
-}
-
-/// Built with the tests, because it is an example of this package.
-pub fn script_trainer() -> PathBuf {
-    let backend = PathBuf::from(env!("CARGO_BIN_EXE_hone-backend"));
-    let path = backend.with_file_name("examples").join("script_trainer");
-    assert!(path.exists(), "{} is missing: run `cargo test -p backend`, which builds the examples", path.display());
-    path
 }
 
 pub struct World {
@@ -85,14 +73,11 @@ impl World {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let url = format!("http://127.0.0.1:{port}");
         let backend = spawn(&settings, &database, &gateway.url, dir.path(), port);
-        let (db, connection) = tokio_postgres::connect(&database, NoTls).await.unwrap();
-        tokio::spawn(connection);
+        let db = support::connect(&database).await;
         let http = reqwest::Client::builder().timeout(Duration::from_secs(20)).build().unwrap();
         let mut world = Self { url, gateway, db, user: UserId(Uuid::nil()), dir, http, settings, database, backend };
         world.ready().await;
-        let row = world.db.query_one("SELECT id::text FROM users WHERE name = 'local'", &[]).await.unwrap();
-        world.user = row.get::<_, &str>(0).parse().unwrap();
-        world.fixtures().await;
+        world.user = support::fixtures(&world.db).await;
         world
     }
 
@@ -114,15 +99,6 @@ impl World {
         }
     }
 
-    async fn fixtures(&self) {
-        let model =
-            "INSERT INTO models (name, revision, user_id, status) VALUES ('tiny', 'r1', $1::text::uuid, 'ready')";
-        self.db.execute(model, &[&self.user.to_string()]).await.unwrap();
-        let dataset = "INSERT INTO datasets (id, user_id, name, status, format, storage_path)
-            VALUES ($1::text::uuid, $1::text::uuid, 'data', 'ready', 'text', 'datasets/')";
-        self.db.execute(dataset, &[&self.user.to_string()]).await.unwrap();
-    }
-
     /// Another backend beside the first one; it ends with the returned guard.
     pub async fn second_backend(&self) -> Guard {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -131,9 +107,7 @@ impl World {
 
     /// Connects again after the database was away.
     pub async fn reconnect(&mut self) {
-        let (db, connection) = tokio_postgres::connect(&self.database, NoTls).await.unwrap();
-        tokio::spawn(connection);
-        self.db = db;
+        self.db = support::connect(&self.database).await;
     }
 
     /// kill -9, as a crash would.
@@ -154,7 +128,7 @@ impl World {
     }
 
     pub fn attempt_dir(&self, job: JobId, attempt: u32) -> PathBuf {
-        self.dir.path().join("run/attempts").join(layout::workload_name(job, attempt))
+        support::attempt_dir(&self.dir.path().join("run"), job, attempt)
     }
 
     /// A queued job whose trainer follows `script`.
@@ -164,18 +138,7 @@ impl World {
 
     pub async fn insert(&self, script: Value, max_attempts: i32, state: &str) -> JobId {
         let job = JobId::random();
-        let config = json!({"name": script.to_string(), "model": "tiny", "dataset": "data"});
-        let train = json!({"key": "datasets/x", "size": 1, "sha256": ""});
-        let spec = json!({
-            "model": {"name": "tiny", "revision": "r1", "prefix": layout::model_prefix("tiny", "r1"), "files": []},
-            "dataset": {"id": self.user.0, "name": "data", "format": DatasetFormat::Text, "train": train},
-        });
-        let insert = "INSERT INTO training_jobs (id, user_id, name, state, config, model_name, model_revision,
-                dataset_id, dataset_name, spec, max_attempts)
-            VALUES ($1::text::uuid, $2::text::uuid, 'test', $3, $4::text::jsonb, 'tiny', 'r1', $2::text::uuid, 'data',
-                $5::text::jsonb, $6)";
-        let (id, user, config, spec) = (job.to_string(), self.user.to_string(), config.to_string(), spec.to_string());
-        self.db.execute(insert, &[&id, &user, &state, &config, &spec, &max_attempts]).await.unwrap();
+        support::insert(&self.db, self.user, job, &script, (max_attempts, state)).await;
         job
     }
 
@@ -195,9 +158,7 @@ impl World {
     }
 
     pub fn token(&self, job: JobId, attempt: u32, epoch: i64) -> String {
-        let grant = JobGrant { user: self.user, job, attempt, epoch, read: vec![], write: vec![] };
-        let key = TokenKey::new(SIGNING_KEY.into()).unwrap();
-        key.mint(Grant::Job(grant), Duration::from_secs(600)).unwrap().expose_secret().to_owned()
+        support::token(self.user, job, attempt, epoch)
     }
 
     /// Sends a callback body as it is; status and reply.
@@ -239,7 +200,7 @@ impl World {
                 "waited for {what}, but the job is {}: {:?}\n{}",
                 view.state,
                 view.failure,
-                self.records(job),
+                support::records(&self.dir.path().join("run"), job),
             );
             tokio::time::sleep(Duration::from_millis(25)).await;
         }
@@ -249,29 +210,14 @@ impl World {
         self.until(job, state.as_str(), |view| view.state == state).await
     }
 
-    /// What lies in the record directories of a job, to explain a failing test.
-    fn records(&self, job: JobId) -> String {
-        let mut text = String::new();
-        for attempt in 1..=3 {
-            for name in ["record.json", "exit.json", "supervisor.log", "trainer.log"] {
-                let path = self.attempt_dir(job, attempt).join(name);
-                if let Ok(content) = std::fs::read_to_string(&path) {
-                    text += &format!("{}: {content}\n", path.display());
-                }
-            }
-        }
-        text
-    }
-
     /// One number from the database.
     pub async fn count(&self, query: &str, job: JobId) -> i64 {
-        self.db.query_one(query, &[&job.to_string()]).await.unwrap().get(0)
+        support::count(&self.db, query, job).await
     }
 
     /// Every state the job went through, from its log.
     pub async fn states(&self, job: JobId) -> Vec<String> {
-        let query = "SELECT body ->> 'state' FROM job_events WHERE job_id = $1::text::uuid AND seq IS NULL ORDER BY id";
-        self.db.query(query, &[&job.to_string()]).await.unwrap().iter().map(|row| row.get(0)).collect()
+        support::states(&self.db, job).await
     }
 
     /// (step, times it is stored) of a metric over all attempts.
@@ -286,16 +232,7 @@ impl Drop for World {
     fn drop(&mut self) {
         let _ = self.backend.kill();
         let _ = self.backend.wait();
-        // Trainers outlive the backend by design, but not the test.
-        for entry in std::fs::read_dir(self.dir.path().join("run/attempts")).into_iter().flatten().flatten() {
-            for _ in 0..200 {
-                let left = supervisor::stop_step(&entry.path(), Duration::ZERO);
-                if !matches!(left, Ok(supervisor::record::State::Alive { .. })) {
-                    break;
-                }
-                std::thread::sleep(Duration::from_millis(10));
-            }
-        }
+        support::stop_trainers(&self.dir.path().join("run"));
         if std::thread::panicking() {
             eprintln!("{}", self.log());
         }

@@ -8,16 +8,12 @@ use crate::{
     args::{ImportArgs, ModelsCommand},
     context::Context,
     error::{CliError, CliResult},
-    transfer::{Put, put_parts, sha256_file},
+    transfer::{put_sessions, sha256_file},
     ui::{self, Ui},
 };
 use check::LocalFile;
 use std::time::Instant;
 use wire::model::{CreateModel, ModelFile, ModelStatus, ModelView, is_valid_name, revision};
-
-/// Signed URLs last 15 minutes; a large model on a slow line needs several rounds of them. So many may pass in a row in
-/// which no part gets through.
-const ROUNDS: usize = 3;
 
 pub async fn run(context: &Context, command: ModelsCommand) -> CliResult {
     match command {
@@ -74,37 +70,24 @@ fn hash(files: &[LocalFile], ui: Ui) -> CliResult<Vec<ModelFile>> {
 /// Puts what the registry does not have. `Some` when this revision was complete already.
 async fn upload(api: &Api, body: &CreateModel, files: &[LocalFile], ui: Ui) -> CliResult<Option<ModelView>> {
     let total = body.files.iter().map(|f| f.size).sum();
+    let created = api.create_model(body).await?;
+    if created.uploads.is_empty() {
+        return Ok((created.model.status == ModelStatus::Ready).then_some(created.model));
+    }
     let bar = ui.byte_bar(total, "uploading");
-    let (mut idle, mut left) = (0, u64::MAX);
-    while idle < ROUNDS {
-        let created = api.create_model(body).await?;
-        if created.uploads.is_empty() {
-            bar.finish_and_clear();
-            return Ok((created.model.status == ModelStatus::Ready).then_some(created.model));
-        }
-        // What the registry has already counts as done.
-        let open: u64 = created.uploads.iter().map(|u| u.size).sum();
-        bar.set_position(total.saturating_sub(open));
-        let missing: u64 = created.uploads.iter().flat_map(|u| &u.parts).map(|p| p.size).sum();
-        idle = if missing < left { 0 } else { idle.saturating_add(1) };
-        left = missing;
-        let mut expired = false;
-        for session in &created.uploads {
+    let put = put_sessions(
+        (created.uploads, total),
+        &bar,
+        |session| {
             // A session names its object's key: `models/{name}/{revision}/` and the file's path.
             let path = session.key.splitn(4, '/').nth(3).unwrap_or(&session.key);
-            let file = files.iter().find(|f| f.path == path).ok_or_else(|| {
-                CliError::failed(format!("the server asks for `{path}`, which is not one of the model's files"))
-            })?;
-            expired |= put_parts(session, &file.source, &bar).await? == Put::Expired;
-        }
-        if !expired {
-            bar.finish_and_clear();
-            return Ok(None);
-        }
-    }
+            files.iter().find(|f| f.path == path).map(|f| f.source.as_path())
+        },
+        async || Ok(api.create_model(body).await?.uploads),
+    );
+    let put = put.await;
     bar.finish_and_clear();
-    Err(CliError::failed("the storage refuses the signed URLs, also fresh ones")
-        .hint("check the clocks of this machine and of the storage, and S3_PUBLIC_ENDPOINT of the gateway"))
+    put.map(|()| None)
 }
 
 async fn ls(context: &Context) -> CliResult {

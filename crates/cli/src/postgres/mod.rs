@@ -193,7 +193,9 @@ impl Settings {
             "maintenance_work_mem=32MB",
             "wal_level=minimal",
             "max_wal_senders=0",
-            "max_wal_size=256MB",
+            // A checkpoint makes the next change of every page a whole page of log, so a busy database should not make one
+            // every few seconds. In exchange it may need seconds after a crash.
+            "max_wal_size=1GB",
             "jit=off",
             "max_parallel_workers_per_gather=0",
             "autovacuum_max_workers=1",

@@ -5,7 +5,7 @@ use crate::{
     material,
     world::{Dice, World, seeds},
 };
-use std::{fs, path::PathBuf, time::Duration};
+use std::{fs, path::PathBuf, process::Stdio, time::Duration};
 use testkit::fault::{Fault, Link, Rule};
 use wire::EventKind;
 
@@ -91,6 +91,40 @@ fn row_15_a_connection_that_is_cut_inside_a_part_costs_that_part() {
         import(&world, &format!("cut-{seed}"), seed, 20);
         assert_eq!(world.proxy().injected("cut_request") - before, 3, "seed {seed}");
         world.proxy().rules([]);
+    }
+}
+
+#[test]
+fn row_15_an_upload_of_a_dataset_that_is_killed_goes_on_where_it_stopped() {
+    let world = World::behind_proxy(&[]);
+    for seed in seeds() {
+        let mut dice = Dice::new(seed);
+        let said = |text: u64| serde_json::json!({"role": "assistant", "content": format!("{text:0>4000}")});
+        let rows =
+            std::iter::repeat_with(|| format!("{}\n", serde_json::json!({"messages": [said(dice.next(0..u64::MAX))]})));
+        let file = world.hone.path("large.jsonl");
+        fs::write(&file, rows.take(5000).collect::<String>()).unwrap();
+        let name = format!("large-{seed}");
+        let upload = ["datasets", "upload", file.to_str().unwrap(), "--name", &name];
+        // The second of three parts hangs, so the others are there when the command is killed.
+        world.proxy().rules([Rule::new(Fault::Hang).on("partNumber=2&")]);
+        let hung = world.proxy().injected("hang");
+        let mut first = world.hone.command(&upload).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let missing = || {
+            let found = world.hone.with_api(async |api| api.dataset_uploads(&name).await.ok());
+            let sessions = found.map(|found| found.uploads).unwrap_or_default();
+            sessions.iter().flat_map(|session| &session.parts).map(|part| part.number).collect::<Vec<_>>()
+        };
+        wait("all parts but one", || missing() == [2] && world.proxy().injected("hang") > hung);
+        first.kill().unwrap();
+        first.wait().unwrap();
+        // What is there already is not sent again: nobody would take it.
+        let refuse = |part: u32| Rule::new(Fault::Answer(400, String::new())).on(&format!("partNumber={part}&"));
+        world.proxy().rules([refuse(1), refuse(3)]);
+        let view = world.hone.json(&upload);
+        assert_eq!((&view["status"], &view["rows"]), (&"ready".into(), &5000.into()), "seed {seed}: {view:#}");
+        world.proxy().rules([]);
+        world.hone.ok(&["datasets", "rm", &name]);
     }
 }
 
@@ -184,6 +218,11 @@ fn row_25_a_damaged_checkpoint_is_told_and_the_one_before_it_used() {
         world.hone.ok(&["jobs", "resume", &id]);
         world.hone.wait_for_end(&id);
         world.assert_told(&id, &format!("going on from the checkpoint of step {before}"));
+        let started = world.told(&id).into_iter().filter_map(|(attempt, kind)| match kind {
+            EventKind::Started { resumed_from_step, .. } if attempt == 2 => Some(resumed_from_step),
+            _ => None,
+        });
+        assert_eq!(started.collect::<Vec<_>>(), [Some(newest), Some(before)], "seed {seed}: what it began with");
         world.assert_whole(&id, 900);
     }
 }

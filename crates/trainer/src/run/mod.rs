@@ -109,13 +109,7 @@ async fn attempt(config: RunConfig, log: LogFile) -> anyhow::Result<i32> {
         Err(e) => return Err(e.into()),
     };
     scratch::sweep(&config);
-    let started = EventKind::Started {
-        trainer_version: env!("CARGO_PKG_VERSION").to_owned(),
-        // A device that cannot be had fails the attempt, where inputs are staged.
-        device: config.device.place().map_or_else(|_| config.device.to_string(), Place::describe),
-        threads: config.threads,
-        resumed_from_step: config.resume_step(),
-    };
+    let started = started(&config, config.resume_step());
     observer::log(&started);
     spool.push(started);
     let reporter = Reporter::start(
@@ -170,6 +164,16 @@ async fn attempt(config: RunConfig, log: LogFile) -> anyhow::Result<i32> {
     }
     tracing::error!(dir = %config.attempt_dir().display(), "the last progress reports could not be delivered; they are kept here");
     Ok(if code == exit::SUCCEEDED { exit::RETRYABLE } else { code })
+}
+
+fn started(config: &RunConfig, resumed_from_step: Option<u64>) -> EventKind {
+    EventKind::Started {
+        trainer_version: env!("CARGO_PKG_VERSION").to_owned(),
+        // A device that cannot be had fails the attempt, where inputs are staged.
+        device: config.device.place().map_or_else(|_| config.device.to_string(), Place::describe),
+        threads: config.threads,
+        resumed_from_step,
+    }
 }
 
 fn report_config(config: &RunConfig) -> ReportConfig {

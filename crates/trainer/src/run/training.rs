@@ -157,7 +157,7 @@ impl Attempt {
         })
     }
 
-    /// Brings the checkpoint in `prefix`, or the newest earlier one that is whole. `None`: none is.
+    /// Brings the checkpoint in `prefix`, or the newest earlier one that is whole, and says which. `None`: none is.
     async fn stage_checkpoint(&self, stager: &Stager, prefix: &str) -> Result<Option<PathBuf>, TrainError> {
         let mut next = Some(Durable { step: self.config.resume_step().unwrap_or(u64::MAX), prefix: prefix.to_owned() });
         let mut earlier: Option<Vec<Durable>> = None;
@@ -165,6 +165,9 @@ impl Attempt {
         while let Some(checkpoint) = next {
             let error = match self.bring_checkpoint(stager, &checkpoint, &target).await {
                 Ok(()) => {
+                    if earlier.is_some() {
+                        self.spool.push(super::started(&self.config, Some(checkpoint.step)));
+                    }
                     // Nothing reads it before the staging is over.
                     let _ = self.resumed.set(checkpoint);
                     return Ok(Some(target));
@@ -190,6 +193,7 @@ impl Attempt {
             // Whatever arrived of it.
             let _ = std::fs::remove_dir_all(&target);
         }
+        self.spool.push(super::started(&self.config, None));
         Ok(None)
     }
 

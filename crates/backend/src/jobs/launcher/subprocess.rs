@@ -43,7 +43,7 @@ const INHERITED: [&str; 12] = [
     "HONE_THREADS",
     "SSL_CERT_FILE",
 ];
-const INHERITED_PREFIX: &str = "OTEL_";
+const INHERITED_PREFIXES: [&str; 4] = ["OTEL_", "CALLBACK_RETR", "STORAGE_RETR", "STORAGE_TIMEOUT_"];
 
 #[derive(Debug, Clone)]
 pub struct SubprocessConfig {
@@ -62,7 +62,7 @@ pub struct SubprocessConfig {
 /// Picks from `env` what a trainer may inherit.
 #[must_use]
 pub fn inheritable(env: &Env) -> BTreeMap<String, String> {
-    let allowed = |name: &str| INHERITED.contains(&name) || name.starts_with(INHERITED_PREFIX);
+    let allowed = |name: &str| INHERITED.contains(&name) || INHERITED_PREFIXES.iter().any(|p| name.starts_with(p));
     env.iter().filter(|(name, _)| allowed(name)).map(|(k, v)| (k.to_owned(), v.to_owned())).collect()
 }
 
@@ -352,6 +352,8 @@ mod tests {
         let env: Env = [
             ("PATH", "/bin"),
             ("OTEL_SERVICE_NAME", "x"),
+            ("CALLBACK_RETRIES", "3"),
+            ("CALLBACK_SECRET", "s"),
             ("AWS_SECRET_ACCESS_KEY", "s"),
             ("DATABASE_URL", "s"),
             ("TOKEN_SIGNING_KEY", "s"),
@@ -359,6 +361,9 @@ mod tests {
         ]
         .into_iter()
         .collect();
-        assert_eq!(inheritable(&env).into_keys().collect::<Vec<_>>(), ["OTEL_SERVICE_NAME", "PATH"]);
+        assert_eq!(
+            inheritable(&env).into_keys().collect::<Vec<_>>(),
+            ["CALLBACK_RETRIES", "OTEL_SERVICE_NAME", "PATH"]
+        );
     }
 }
