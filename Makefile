@@ -1,7 +1,7 @@
 # The targets are what CI runs. PROFILE=dev builds faster and runs slower.
 PROFILE ?= release
 
-.PHONY: help setup demo up test test-resume test-upload-20g test-faults check bench bench-api bench-callbacks bench-reporting bench-trainer soak build
+.PHONY: help setup demo up images test test-resume test-upload-20g test-faults test-containers test-manifests test-rolling check bench bench-api bench-callbacks bench-reporting bench-trainer soak build
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ build: ## Build the programs
 up: setup build ## Build and start everything on this machine, until Ctrl-C
 	@target/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))/hone up
 
+images: ## Build the container images, print their sizes, write their SBOMs
+	@HONE_PROFILE=$(PROFILE) scripts/images.sh
+
 test: setup ## Run all tests, with real Postgres, S3 and trainer processes
 	@scripts/test.sh
 
@@ -29,6 +32,15 @@ test-upload-20g: setup ## Upload 20 GB with five cuts through a release gateway 
 
 test-faults: setup ## Run every row of the fault matrix with 50 seeds (FAULT_SEEDS), hours
 	@scripts/test-faults.sh
+
+test-containers: setup ## Train the same in containers and in `hone up`, and compare the adapters' digests
+	@HONE_PROFILE=$(PROFILE) scripts/e2e-containers.sh
+
+test-rolling: setup ## Kill one of two backends after the other while twenty jobs train
+	@HONE_PROFILE=$(PROFILE) scripts/test-rolling.sh
+
+test-manifests: ## Check Kubernetes manifests, compose file and alert rules
+	@scripts/test-manifests.sh
 
 check: ## Formatting, lints, dependency directions, file lengths, licences
 	@scripts/check.sh

@@ -29,7 +29,7 @@ else
 fi
 if command -v shellcheck >/dev/null; then
   step "shell scripts"
-  shellcheck scripts/*.sh .ci/run
+  shellcheck scripts/*.sh deploy/*.sh .ci/run
 else
   echo "skipped: shellcheck (apt-get install shellcheck)" >&2
 fi

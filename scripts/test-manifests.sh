@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Checks what nobody compiles: Kubernetes manifests, compose file, alert rules, and what the documentation says of them.
+#
+#   scripts/test-manifests.sh
+#
+# Renders every overlay with kustomize, validates the result strictly against Kubernetes 1.34, lets checkov judge it
+# (what it may not ask for is skipped where it stands, with the reason), and compares names with code and documentation.
+# The tools come from Debian and PyPI, into target/clients. Starts nothing.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+. scripts/lib.sh
+
+version=1.34
+need_packages "python3 -c 'import ensurepip, venv'" python3-venv 'command -v promtool' prometheus \
+  'docker compose version || command -v docker-compose' docker-compose \
+  'kubectl kustomize --help || command -v kustomize' kubernetes-client
+python=$(python_with manifests deploy/requirements.txt)
+bin=$(dirname "$python")
+
+render() { if command -v kustomize >/dev/null; then kustomize build "$1"; else kubectl kustomize "$1"; fi; }
+
+out=target/manifests
+rm -rf "$out"
+mkdir -p "$out"
+for overlay in k8s/overlays/*/; do
+  name=$(basename "$overlay")
+  say "overlay $name"
+  render "$overlay" >"$out/$name.yaml"
+  "$bin/kubernetes-validate" --strict --kubernetes-version "$version" "$out/$name.yaml" >"$out/$name.validated" ||
+    { cat "$out/$name.validated" >&2; exit 1; }
+  PYTHONWARNINGS=ignore "$bin/checkov" --file "$out/$name.yaml" --framework kubernetes --quiet --compact \
+    --skip-download --output cli
+done
+
+say "compose file"
+compose=(docker compose)
+docker compose version >/dev/null 2>&1 || compose=(docker-compose)
+env HONE_HOST=h HONE_API_KEY=k POSTGRES_PASSWORD=p AWS_ACCESS_KEY_ID=a AWS_SECRET_ACCESS_KEY=s TOKEN_SIGNING_KEY=t \
+  TRAINER_SERVICE_TOKEN=t "${compose[@]}" --file deploy/compose.yaml config >"$out/compose.yaml"
+
+say "alert rules"
+promtool check config deploy/prometheus/prometheus.yaml
+promtool test rules deploy/prometheus/rules.test.yaml
+
+say "names"
+"$python" scripts/check_deploy.py "$out"
+say "manifests: passed in $SECONDS s"
