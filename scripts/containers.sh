@@ -62,9 +62,10 @@ await() {
 
 healthy() { [ "$(docker inspect --format '{{.State.Health.Status}}' "$net-$1")" = healthy ]; }
 
-# Postgres of this machine's Debian package, as an image.
+# Postgres of this machine's Debian package, as an image; made again when this file or rootfs.sh has changed.
 make_postgres_image() {
-  docker image inspect hone-test-postgres >/dev/null 2>&1 && return
+  postgres_image=hone-test-postgres:$(cat scripts/containers.sh deploy/rootfs.sh | sha256sum | cut -c 1-12)
+  docker image inspect "$postgres_image" >/dev/null 2>&1 && return
   need_packages 'compgen -G "/usr/lib/postgresql/*/bin/postgres" || ls /usr/lib/postgresql/*/bin/postgres' postgresql \
     'command -v busybox' busybox-static
   local home share root
@@ -74,7 +75,7 @@ make_postgres_image() {
   say "making an image of Postgres ${home##*/}"
   # initdb calls a shell; snowball and plpgsql are what it loads. /bin/sh is busybox.
   deploy/rootfs.sh "$root" "$home"/bin/{initdb,postgres} "$home"/lib/{plpgsql,dict_snowball}.so "$(command -v busybox)"
-  cp --archive --parents "$share" /usr/share/zoneinfo/Etc "$root"
+  tar -C / -c "${share#/}" usr/share/zoneinfo/{Etc,UTC} | tar -C "$root" -x
   ln -s busybox "$root/bin/sh"
   mkdir -m 700 "$root/data"
   chown 65532:65532 "$root/data"
@@ -85,21 +86,21 @@ export PATH=$home/bin:/usr/bin
 if [ ! -e /data/PG_VERSION ]; then
   echo "\$POSTGRES_PASSWORD" >/tmp/password
   initdb --pgdata /data --username hone --pwfile /tmp/password --auth scram-sha-256 --encoding UTF8 --no-locale --no-sync
-  rm /tmp/password
+  busybox rm /tmp/password
   echo 'host all all all scram-sha-256' >>/data/pg_hba.conf
 fi
 exec postgres -D /data -c listen_addresses='*' -c unix_socket_directories=/tmp -c max_connections=200
 START
   chmod +x "$root/usr/bin/start-postgres"
   tar -C "$root" -c . | docker import --change 'USER 65532:65532' --change 'VOLUME /data' \
-    --change 'ENTRYPOINT ["/usr/bin/start-postgres"]' - hone-test-postgres >/dev/null
+    --change 'ENTRYPOINT ["/usr/bin/start-postgres"]' - "$postgres_image" >/dev/null
   rm -r "$root"
 }
 
 # start_stores: Postgres and an S3 server
 start_stores() {
   make_postgres_image
-  container postgres postgres --env POSTGRES_PASSWORD="$database_password" hone-test-postgres
+  container postgres postgres --env POSTGRES_PASSWORD="$database_password" "$postgres_image"
   container s3 s3 --env TOKEN_SIGNING_KEY="$(random)" --env S3_LISTEN=0.0.0.0:9000 --volume /data "hone-storage-gateway:$TAG"
   await 30 "the start of the S3 server" docker cp "$net-s3:/data/s3-credentials.json" "$run_dir/s3.json"
 }
@@ -116,8 +117,7 @@ start_gateway() {
 
 # start_trainer ARGUMENT…: the trainer service
 start_trainer() {
-  container trainer trainer --tmpfs /scratch:uid=65532,mode=0700 --env TRAINER_SERVICE_TOKEN="$trainer_token" "$@" \
-    "hone-trainer:$TAG"
+  container trainer trainer --tmpfs /scratch:uid=65532,mode=0700 "$@" "hone-trainer:$TAG"
 }
 
 # start_backend NAME ARGUMENT…: one that answers to the name `backend`

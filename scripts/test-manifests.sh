@@ -18,12 +18,18 @@ need_packages "python3 -c 'import ensurepip, venv'" python3-venv 'command -v pro
 python=$(python_with manifests deploy/requirements.txt)
 bin=$(dirname "$python")
 
-render() { if command -v kustomize >/dev/null; then kustomize build "$1"; else kubectl kustomize "$1"; fi; }
-
 out=target/manifests
 rm -rf "$out"
 mkdir -p "$out"
-for overlay in k8s/overlays/*/; do
+manifests=k8s
+render() { if command -v kustomize >/dev/null; then kustomize build "$1"; else kubectl kustomize "$1"; fi; }
+if ! render k8s/overlays/kind >/dev/null 2>&1; then
+  # Debian's kubectl has a kustomize of 2019, which takes directories under another name.
+  cp -r k8s "$out/k8s"
+  manifests=$out/k8s
+  sed -i -z 's,resources:\n  - ../../base\n,bases:\n  - ../../base\nresources:\n,' "$manifests"/overlays/*/kustomization.yaml
+fi
+for overlay in "$manifests"/overlays/*/; do
   name=$(basename "$overlay")
   say "overlay $name"
   render "$overlay" >"$out/$name.yaml"
