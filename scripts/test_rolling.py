@@ -217,7 +217,7 @@ def main():
     events = sql("SELECT job_id, attempt, count(seq), max(seq), min(seq), count(*) FROM job_events GROUP BY 1, 2")
     gaps = [row for row in events if row[4] not in ("1", "") or row[2] != (row[3] or "0")]
     expect("attempts whose events have gaps", gaps, [])
-    steps = sql(f"SELECT count(*) FROM (SELECT job_id FROM metrics_points WHERE name = 'loss' GROUP BY job_id "
+    steps = sql(f"SELECT count(*) FROM (SELECT job_id FROM metrics_points WHERE name = 'train_loss' GROUP BY job_id "
                 f"HAVING count(*) = {STEPS} AND max(step) = {STEPS} AND count(DISTINCT step) = {STEPS}) AS whole")
     expect(f"jobs with every one of {STEPS} steps, once", int(steps[0][0]), count)
     stored = {}
