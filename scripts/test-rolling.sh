@@ -4,7 +4,7 @@
 #
 #   scripts/test-rolling.sh
 #
-# Settings as for scripts/e2e-containers.sh. Leaves nothing running. Five minutes on two cores.
+# Settings as for scripts/e2e-containers.sh. Leaves nothing running. Three minutes on two cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
