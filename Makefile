@@ -1,7 +1,7 @@
 # The targets are what CI runs. PROFILE=dev builds faster and runs slower.
 PROFILE ?= release
 
-.PHONY: help setup demo up images test test-resume test-upload-20g test-faults test-containers test-manifests test-rolling check bench bench-api bench-callbacks bench-reporting bench-trainer soak build
+.PHONY: help setup web demo up images test test-web test-resume test-upload-20g test-faults test-containers test-manifests test-rolling check bench bench-api bench-callbacks bench-reporting bench-trainer soak build
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -11,6 +11,9 @@ setup: ## Install what building and running need (Debian, Ubuntu; says what to d
 
 demo: ## From nothing to a trained adapter: build, start, import, train, compare
 	@HONE_PROFILE=$(PROFILE) scripts/demo.sh
+
+web: ## Build the web UI, which the next build takes into the backend (Node 20 or newer)
+	@scripts/build-web.sh
 
 build: ## Build the programs
 	@scripts/build.sh $(PROFILE)
@@ -23,6 +26,9 @@ images: ## Build the container images, print their sizes, write their SBOMs
 
 test: setup ## Run all tests, with real Postgres, S3 and trainer processes
 	@scripts/test.sh
+
+test-web: ## Test the web UI in a real browser against everything real (Debian, Ubuntu)
+	@scripts/test-web.sh
 
 test-resume: ## Kill the trainer 100 times at random moments and compare the resumed runs' bytes
 	@HONE_KILLS=100 scripts/test.sh --no-capture -E 'test(killed_at_random_moments)'

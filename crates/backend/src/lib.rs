@@ -28,6 +28,7 @@ pub mod schema;
 pub mod state;
 pub mod store;
 pub mod sweep;
+pub mod ui;
 pub mod webhooks;
 
 pub use error::{Error, Result};
@@ -91,7 +92,11 @@ pub async fn run(env: Env) -> anyhow::Result<()> {
     let routes = move |config: &mut web::ServiceConfig| {
         let guarded = web::scope("").wrap(from_fn(api::guard::enforce)).configure(api::configure);
         let guarded = guarded.configure(&job_routes).configure(openai::configure);
-        config.app_data(web::Data::new(shared.clone())).configure(api::docs::configure).service(guarded);
+        config
+            .app_data(web::Data::new(shared.clone()))
+            .configure(api::docs::configure)
+            .configure(ui::configure)
+            .service(guarded);
     };
     server::serve(state.config.server.clone(), listener, telemetry.metrics.clone(), readiness(&state), routes).await?;
     stop.cancel();

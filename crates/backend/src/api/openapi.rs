@@ -140,7 +140,7 @@ use wire::problem::{PROBLEM_JSON, Problem};
         crate::openai::models::get_openai_model,
         crate::openai::models::delete_openai_model,
     ),
-    components(schemas(Problem, ErrorReply, crate::store::page::Sort)),
+    components(schemas(Problem, ErrorReply, crate::store::page::Sort, crate::hub::search::HubSort)),
     modifiers(&Errors, &Security)
 )]
 struct ApiDoc;

@@ -97,6 +97,28 @@ fn the_openapi_document_is_the_one_checked_in() {
     assert!(document()["openapi"].as_str().unwrap().starts_with("3.1"));
 }
 
+/// Programs that make clients from the document stop at one that leads nowhere.
+#[test]
+fn every_reference_in_the_openapi_document_leads_somewhere() {
+    fn references<'a>(value: &'a serde_json::Value, found: &mut Vec<&'a str>) {
+        match value {
+            serde_json::Value::Object(map) => {
+                found.extend(map.get("$ref").and_then(|target| target.as_str()));
+                map.values().for_each(|value| references(value, found));
+            }
+            serde_json::Value::Array(items) => items.iter().for_each(|value| references(value, found)),
+            _ => {}
+        }
+    }
+    let document = document();
+    let mut found = Vec::new();
+    references(&document, &mut found);
+    assert!(found.len() > 100);
+    let lost: Vec<&str> =
+        found.into_iter().filter(|target| document.pointer(target.trim_start_matches('#')).is_none()).collect();
+    assert!(lost.is_empty(), "these lead nowhere: {lost:?}");
+}
+
 #[test]
 fn every_operation_is_in_the_authorisation_matrix_and_named_by_rule() {
     let document = document();
