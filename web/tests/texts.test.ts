@@ -24,7 +24,7 @@ describe('the texts of both languages', () => {
   })
 
   it('name the same values', () => {
-    const values = (text: string | undefined) => [...(text ?? '').matchAll(/\{\{(\w+)\}\}/g)].map((m) => m[1]).toSorted()
+    const values = (text: string | undefined) => [...(text ?? '').matchAll(/\{\{(\w+)/g)].map((m) => m[1]).toSorted()
     for (const [key, text] of korean) expect(values(text), key).toEqual(values(english.get(key)))
   })
 

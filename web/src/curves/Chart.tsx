@@ -45,11 +45,12 @@ export function Chart(props: Props) {
     return {
       width,
       height: props.height,
+      padding: [8, 8, 0, 0],
       legend: { show: false },
       cursor: { sync: { key: props.sync, setSeries: false }, drag: { x: true, y: false, setScale: false }, points: { size: 6 } },
       scales: { x: { time: false, range: (_, min, max) => props.range ?? [min, max] }, y: { distr: props.log ? 3 : 1 } },
       axes: [
-        { ...axis, values: (_, ticks) => ticks.map((tick) => props.formatX(tick)) },
+        { ...axis, size: 28, values: (_, ticks) => ticks.map((tick) => props.formatX(tick)) },
         { ...axis, size: 56, values: (_, ticks) => ticks.map((tick) => (tick === null ? '' : props.formatY(tick))) },
       ],
       series: [

@@ -57,7 +57,7 @@ export function JobsPage() {
         </Select>
         {chosen.size > 0 && <Bulk jobs={jobs.filter((job) => chosen.has(job.id))} clear={() => setChosen(new Set())} />}
       </div>
-      <div className="rounded-lg border bg-surface">
+      <div className="overflow-hidden rounded-lg border bg-surface">
         {query.isPending ? (
           <SkeletonRows rows={8} />
         ) : query.error && !query.data ? (
@@ -146,12 +146,12 @@ function Rows({ jobs, search, change, chosen, setChosen, more }: RowsProps) {
   }
 
   return (
-    <div ref={scroller} className="max-h-[calc(100dvh-13rem)] min-h-64 overflow-auto" tabIndex={0} role="region" aria-label={t('nav.jobs')} onScroll={() => more && (items.at(-1)?.index ?? 0) > jobs.length - 20 && more()}>
+    <div ref={scroller} className="max-h-[calc(100dvh-13rem)] overflow-auto" tabIndex={0} role="region" aria-label={t('nav.jobs')} onScroll={() => more && (items.at(-1)?.index ?? 0) > jobs.length - 20 && more()}>
       <div role="table" aria-label={t('nav.jobs')} aria-rowcount={jobs.length + 1} className="min-w-[64rem]">
         <div role="rowgroup" className="sticky top-0 z-10 border-b bg-surface">
           <div role="row" className={cn(COLUMNS, 'h-9 text-xs text-muted')}>
             <div role="columnheader">
-              <input type="checkbox" aria-label={t('jobs.chooseAll')} checked={all} onChange={() => setChosen(all ? new Set() : new Set(jobs.map((job) => job.id)))} className="size-4 accent-(--accent)" />
+              <input type="checkbox" aria-label={t('jobs.chooseAll')} checked={all} onChange={() => setChosen(all ? new Set() : new Set(jobs.map((job) => job.id)))} className="block size-4 accent-(--accent)" />
             </div>
             {head('name', t('jobs.name'))}
             <div role="columnheader">{t('jobs.state')}</div>
@@ -196,7 +196,7 @@ function JobRow({ job, chosen, toggle }: { job: Job; chosen: boolean; toggle: ()
   return (
     <>
       <div role="cell">
-        <input type="checkbox" aria-label={t('jobs.choose', { name: job.name })} checked={chosen} onChange={toggle} className="size-4 accent-(--accent)" />
+        <input type="checkbox" aria-label={t('jobs.choose', { name: job.name })} checked={chosen} onChange={toggle} className="block size-4 accent-(--accent)" />
       </div>
       <div role="cell" className="min-w-0">
         <Link to="/jobs/$id" params={{ id: job.id }} className="block truncate font-medium hover:underline">

@@ -171,7 +171,7 @@ function History({ versions, actions, onDelete }: HistoryProps) {
       {versions.map((version) => (
         <tr key={version.id}>
           <Td>
-            <input type="checkbox" aria-label={t('version.choose', { name: version.name })} checked={a === version.id || b === version.id} onChange={() => choose(version.id)} className="size-4 accent-(--accent)" />
+            <input type="checkbox" aria-label={t('version.choose', { name: version.name })} checked={a === version.id || b === version.id} onChange={() => choose(version.id)} className="block size-4 accent-(--accent)" />
           </Td>
           <Td>
             <p className="font-medium">{version.name}</p>

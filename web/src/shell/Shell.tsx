@@ -198,7 +198,7 @@ export function NotFoundPage() {
   return (
     <main className="grid min-h-[60vh] place-items-center">
       <Empty
-        title={t('errors.noPage')}
+        title={<h1>{t('errors.noPage')}</h1>}
         action={
           <Link to="/" className="font-medium text-accent-text hover:underline">
             {t('errors.home')}

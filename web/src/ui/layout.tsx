@@ -37,11 +37,11 @@ export function Card({ title, actions, children, className, flush }: { title?: R
   )
 }
 
-export function Empty({ icon: Icon = Inbox, title, children, action }: { icon?: LucideIcon; title: string; children?: ReactNode; action?: ReactNode }) {
+export function Empty({ icon: Icon = Inbox, title, children, action }: { icon?: LucideIcon; title: ReactNode; children?: ReactNode; action?: ReactNode }) {
   return (
     <div className="flex flex-col items-center gap-1 px-6 py-12 text-center">
       <Icon aria-hidden className="mb-2 size-6 text-muted" strokeWidth={1.5} />
-      <p className="font-medium">{title}</p>
+      <div className="font-medium">{title}</div>
       {children && <div className="max-w-md text-muted">{children}</div>}
       {action && <div className="mt-3 flex flex-wrap justify-center gap-2">{action}</div>}
     </div>
