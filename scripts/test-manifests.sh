@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Checks what nobody compiles: Kubernetes manifests, compose file, alert rules, and what the documentation says of them.
+# Checks what nobody compiles: Kubernetes manifests, compose file, alert rules, an SBOM, and what documentation says of
+# them.
 #
 #   scripts/test-manifests.sh
 #
@@ -48,6 +49,23 @@ env HONE_HOST=h HONE_API_KEY=k POSTGRES_PASSWORD=p AWS_ACCESS_KEY_ID=a AWS_SECRE
 say "alert rules"
 promtool check config deploy/prometheus/prometheus.yaml
 promtool test rules deploy/prometheus/rules.test.yaml
+
+say "SBOM"
+echo 'libc6 2.36-9+deb12u14 glibc' >"$out/packages.txt"
+scripts/sbom.py trainer hone-trainer:test "$out/packages.txt" >"$out/sbom.json"
+"$python" - "$out/sbom.json" <<'PY'
+import json, sys
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+text = open(sys.argv[1], encoding="utf-8").read()
+if wrong := JsonStrictValidator(SchemaVersion.V1_5).validate_str(text):
+    sys.exit(f"the SBOM is no CycloneDX 1.5: {wrong.data}")
+found = {c["name"] for c in json.loads(text)["components"]}
+# What the trainer is, what it needs, what it does not, and what came from Debian.
+if not {"trainer", "candle-core", "libc6"} <= found or "diesel" in found:
+    sys.exit(f"the SBOM lists the wrong components: {sorted(found)}")
+print(f"{len(found)} components")
+PY
 
 say "names"
 "$python" scripts/check_deploy.py "$out"
