@@ -67,14 +67,11 @@ configMapGenerator:
 YAML
 
 say "applying"
-# A Job cannot be changed.
-kubectl -n hone delete job hone-migrate --ignore-not-found
 kubectl apply -k target/kind
 # The tag is the same as the last time, the images need not be.
 kubectl -n hone rollout restart deployment/hone-gateway deployment/hone-backend
 kubectl -n hone rollout status statefulset/postgres --timeout 300s
 kubectl -n hone rollout status statefulset/s3 --timeout 300s
-kubectl -n hone wait --for condition=complete job/hone-migrate --timeout 300s
 kubectl -n hone rollout status deployment/hone-gateway --timeout 300s
 kubectl -n hone rollout status deployment/hone-backend --timeout 300s
 
