@@ -21,7 +21,7 @@ build: ## Build the programs
 up: setup build ## Build and start everything on this machine, until Ctrl-C
 	@target/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))/hone up
 
-images: ## Build the container images, print their sizes, write their SBOMs
+images: web ## Build the container images, print their sizes, write their SBOMs
 	@HONE_PROFILE=$(PROFILE) scripts/images.sh
 
 test: setup ## Run all tests, with real Postgres, S3 and trainer processes

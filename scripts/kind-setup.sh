@@ -15,6 +15,7 @@ for program in docker kind kubectl python3; do
 done
 
 export TAG=dev
+scripts/build-web.sh
 scripts/images.sh backend storage-gateway trainer
 
 if ! kind get clusters | grep -qx hone; then
