@@ -275,6 +275,28 @@ async fn a_trainer_gets_its_contract_and_no_secrets() {
     assert_eq!(mode & 0o777, 0o600);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_that_need_nothing_keep_none_from_its_turn() {
+    let settings = Settings::default().with("MAX_CONCURRENT_JOBS", 200);
+    let world = World::with(settings).await;
+    // More than are attended to at a time, on a machine that cannot be reached.
+    for _ in 0..80 {
+        world.remote_job().await;
+    }
+    let mut jobs = Vec::new();
+    for _ in 0..3 {
+        jobs.push(world.job(json!({"1": [{"op": "started"}, {"op": "metrics", "from": 1, "to": 1}, finish(1)]})).await);
+        jobs.push(world.job(json!({"1": [{"op": "started"}, {"op": "obey"}]})).await);
+    }
+    for pair in jobs.chunks(2) {
+        world.wait(pair[0], JobState::Succeeded).await;
+        world.wait(pair[1], JobState::Running).await;
+        let (status, _) = world.post(&format!("/training/jobs/{}/cancel", pair[1])).await;
+        assert_eq!(status, 200);
+        world.wait(pair[1], JobState::Cancelled).await;
+    }
+}
+
 /// Whether the attempt's end is on record and none of its processes is left.
 fn is_gone(world: &World, job: JobId, attempt: u32) -> bool {
     let dir = world.attempt_dir(job, attempt);

@@ -64,16 +64,26 @@ impl Hints {
         self.busy.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// None when somebody attends to the job already.
-    fn take(self: &Arc<Self>, job: JobId) -> Option<Shift> {
+    fn take(self: &Arc<Self>, job: JobId) -> std::result::Result<Shift, Occupied> {
         let mut busy = self.busy();
-        if busy.contains_key(&job) || busy.len() >= WORKERS {
-            return None;
+        if busy.contains_key(&job) {
+            return Err(Occupied::Job);
+        }
+        if busy.len() >= WORKERS {
+            return Err(Occupied::Workers);
         }
         let changed = Arc::new(Notify::new());
         busy.insert(job, Arc::clone(&changed));
-        Some(Shift { hints: Arc::clone(self), job, changed })
+        Ok(Shift { hints: Arc::clone(self), job, changed })
     }
+}
+
+/// Why a job cannot be attended to now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Occupied {
+    /// Somebody does.
+    Job,
+    Workers,
 }
 
 /// Marks a job as attended to until dropped.
@@ -100,6 +110,8 @@ pub struct Reconciler {
     /// When leases became trustworthy: our start, the end of the last database outage or of a sleep of ours, or the
     /// moment from which we lead.
     reachable_since: Mutex<Instant>,
+    /// The job that was taken up last; the next pass begins after it, so that none is always left out.
+    turn: Mutex<Uuid>,
 }
 
 /// What to do after an action.
@@ -114,7 +126,14 @@ enum Next {
 impl Reconciler {
     #[must_use]
     pub fn new(state: AppState, policy: Policy, launcher: Arc<dyn Launcher>, hints: Arc<Hints>) -> Arc<Self> {
-        Arc::new(Self { state, policy, launcher, hints, reachable_since: Mutex::new(Instant::now()) })
+        Arc::new(Self {
+            state,
+            policy,
+            launcher,
+            hints,
+            reachable_since: Mutex::new(Instant::now()),
+            turn: Mutex::default(),
+        })
     }
 
     /// Runs until `stop`; attempts go on without it.
@@ -164,6 +183,10 @@ impl Reconciler {
         *self.reachable_since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
+    fn turn(&self) -> MutexGuard<'_, Uuid> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn sweeper_armed(&self) -> bool {
         self.reachable_since.lock().unwrap_or_else(PoisonError::into_inner).elapsed() >= self.policy.lease
     }
@@ -174,16 +197,22 @@ impl Reconciler {
             let states = JobState::ALL.map(|s| (s, s.as_str()));
             let wanted = |s: JobState| has_runtime(s) || s == JobState::Queued || s == JobState::RetryWait;
             let wanted: Vec<&str> = states.into_iter().filter(|(s, _)| wanted(*s)).map(|(_, name)| name).collect();
+            // A trainer of somebody else's that works in time: there is nothing to observe and nothing to do.
+            let quiet = sql::<Bool>(
+                "framework = 'external' AND state IN ('starting', 'running') AND lease_expires_at > clock_timestamp()
+                 AND NOT EXISTS (SELECT FROM job_attempts a WHERE a.job_id = training_jobs.id
+                    AND a.attempt = training_jobs.attempt AND a.outcome IS NOT NULL)",
+            );
             let rows = training_jobs::table
                 .filter(training_jobs::state.eq_any(wanted))
                 .filter(due)
-                .order(training_jobs::created_at)
-                .select((training_jobs::id, training_jobs::state));
-            Ok(rows.load::<(Uuid, String)>(conn).await?)
+                .order(training_jobs::id)
+                .select((training_jobs::id, training_jobs::state, quiet));
+            Ok(rows.load::<(Uuid, String, bool)>(conn).await?)
         });
-        let work = work.await?;
+        let mut work = work.await?;
         let count = |wanted: &dyn Fn(JobState) -> bool| {
-            let jobs = work.iter().filter_map(|(_, s)| s.parse().ok()).filter(|s| wanted(*s)).count();
+            let jobs = work.iter().filter_map(|(_, s, _)| s.parse().ok()).filter(|s| wanted(*s)).count();
             u32::try_from(jobs).unwrap_or(u32::MAX)
         };
         let active = count(&has_runtime);
@@ -196,9 +225,28 @@ impl Reconciler {
                 fresh.push(job);
             }
         }
-        let due = work.into_iter().filter(|(_, state)| state != JobState::Queued.as_str()).map(|(id, _)| JobId(id));
-        for job in fresh.into_iter().chain(due) {
-            let Some(shift) = self.hints.take(job) else { continue };
+        let turn = *self.turn();
+        let begin = work.partition_point(|(id, ..)| *id <= turn);
+        work.rotate_left(begin);
+        let waits = |state: &str| state == JobState::Queued.as_str();
+        let due =
+            work.into_iter().filter(|(_, state, quiet)| !quiet && !waits(state)).map(|(id, ..)| (JobId(id), true));
+        let patience = tokio::time::Instant::now() + self.policy.tick;
+        'jobs: for (job, in_turn) in fresh.into_iter().map(|job| (job, false)).chain(due) {
+            let shift = loop {
+                match self.hints.take(job) {
+                    Ok(shift) => break shift,
+                    Err(Occupied::Job) => continue 'jobs,
+                    Err(Occupied::Workers) => match tokio::time::timeout_at(patience, shifts.join_next()).await {
+                        Ok(Some(_)) => {}
+                        // The next pass begins with the rest.
+                        Ok(None) | Err(_) => break 'jobs,
+                    },
+                }
+            };
+            if in_turn {
+                *self.turn() = job.0;
+            }
             let me = Arc::clone(self);
             shifts.spawn(async move {
                 loop {

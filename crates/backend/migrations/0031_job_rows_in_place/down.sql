@@ -1,0 +1,2 @@
+ALTER TABLE job_attempts RESET (fillfactor);
+ALTER TABLE training_jobs RESET (fillfactor);
