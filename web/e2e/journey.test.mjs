@@ -193,3 +193,18 @@ test('a job is paused, resumed and cancelled from its page', { timeout: 300_000 
   clean()
   await leave()
 })
+
+test('where WebSockets do not get through, server-sent events do', async () => {
+  const { items } = await api('GET', '/training/jobs')
+  const { page, clean, close: leave } = await visit()
+  let refused = 0
+  await page.routeWebSocket(/\/ws\/training\//, (socket) => {
+    refused += 1
+    void socket.close({ code: 1001 })
+  })
+  await page.goto(`${url}/ui/jobs/${items.find((one) => one.state === 'succeeded').id}?tab=events`)
+  await page.getByText(/Finished after 60 steps/).waitFor({ timeout: 30_000 })
+  assert.equal(refused, 2)
+  clean()
+  await leave()
+})

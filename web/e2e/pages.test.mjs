@@ -101,6 +101,7 @@ test('on a phone nothing is wider than the screen', { timeout: 300_000 }, async 
     if (width > 390) wide.push(`${name}: ${width}`)
   }
   assert.deepEqual(wide, [])
+  await page.goto(`${url}/ui/`)
   await page.getByRole('button', { name: 'Open the menu' }).click()
   await page.getByRole('link', { name: 'Costs' }).click()
   await page.getByRole('heading', { name: 'Costs', level: 1 }).waitFor()
@@ -133,27 +134,29 @@ test('the keyboard is enough', async () => {
 
 test('a key is shown once, and a webhook is tested', async () => {
   const { page, clean, close: leave } = await visit()
+  const name = `ci-${Date.now()}`
   await page.goto(`${url}/ui/settings`)
   await page.getByRole('button', { name: 'New key' }).click()
-  await page.getByRole('dialog').getByLabel('Name').fill('ci')
+  await page.getByRole('dialog').getByLabel('Name').fill(name)
   await page.getByRole('button', { name: 'Create the key' }).click()
   const secret = await page.getByRole('textbox', { name: 'The new key' }).inputValue()
   assert.match(secret, /^hone_sk_[0-9a-f]{64}$/)
   assert.deepEqual(await check(page, 'secret'), [])
   await page.getByRole('button', { name: 'I have stored it' }).click()
-  await page.getByRole('cell', { name: 'ci', exact: true }).waitFor()
+  await page.getByRole('cell', { name, exact: true }).waitFor()
   assert.ok(!(await page.content()).includes(secret))
-  await page.getByRole('button', { name: 'Revoke ci' }).click()
+  await page.getByRole('button', { name: `Revoke ${name}` }).click()
   await page.getByRole('dialog').getByRole('button', { name: 'Revoke' }).click()
-  await page.getByRole('cell', { name: 'Revoked' }).waitFor()
+  await page.getByRole('row', { name: new RegExp(name) }).getByRole('cell', { name: 'Revoked' }).waitFor()
 
   await page.getByRole('tab', { name: 'Webhooks' }).click()
   await page.getByRole('button', { name: 'New webhook' }).click()
   // Nobody listens there: the delivery says so.
-  await page.getByLabel('URL').fill('http://127.0.0.1:9/hook')
+  const hook = `http://127.0.0.1:9/${name}`
+  await page.getByLabel('URL').fill(hook)
   await page.getByRole('button', { name: 'Create the webhook' }).click()
   await page.getByRole('button', { name: 'I have stored it' }).click()
-  await page.getByRole('button', { name: 'Send a test' }).click()
+  await page.getByRole('listitem').filter({ hasText: hook }).getByRole('button', { name: 'Send a test' }).click()
   await page.getByRole('cell', { name: 'webhook.test' }).waitFor()
   clean()
   await leave()

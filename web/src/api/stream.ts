@@ -2,7 +2,7 @@
 // notifications. Every message has an id, and a stream goes on behind the last one that was seen.
 import { getKey } from '@/auth/session'
 import type { Schemas } from './client'
-import type { StreamMessage } from './types'
+import { isOver, type StreamMessage } from './types'
 
 export type Link = 'connecting' | 'live' | 'waiting' | 'over'
 
@@ -72,10 +72,13 @@ export function watchJob(id: string, after: number, { onMessage, onLink }: Handl
   const control = new AbortController()
   const { signal } = control
   let last = after
+  // Whether the last state was among the messages; a proxy may end a connection as politely as the server does.
+  let over = false
   const take = (text: string) => {
     const message = JSON.parse(text) as StreamMessage
     if (message.id <= last) return
     last = message.id
+    over ||= message.stream === 'state' && isOver(message.state)
     onMessage(message)
   }
 
@@ -85,10 +88,10 @@ export function watchJob(id: string, after: number, { onMessage, onLink }: Handl
       url.protocol = url.protocol.replace('http', 'ws')
       url.search = new URLSearchParams({ after: String(last), token: getKey() ?? '' }).toString()
       const socket = new WebSocket(url)
-      let opened = false
-      socket.addEventListener('open', () => ((opened = true), onLink?.('live')))
-      socket.addEventListener('message', (event) => take(String(event.data)))
-      socket.addEventListener('close', (event) => resolve(event.code === 1000 && opened ? 'over' : opened ? 'broken' : 'refused'))
+      let heard = false
+      socket.addEventListener('open', () => onLink?.('live'))
+      socket.addEventListener('message', (event) => ((heard = true), take(String(event.data))))
+      socket.addEventListener('close', (event) => resolve(event.code === 1000 && over ? 'over' : heard ? 'broken' : 'refused'))
       signal.addEventListener('abort', () => socket.close(), { once: true })
     })
 
