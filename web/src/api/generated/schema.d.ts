@@ -929,7 +929,10 @@ export interface paths {
         /** Datasets, newest first. */
         get: operations["list_datasets"];
         put?: never;
-        /** Open an upload straight to storage: put the parts, then complete. */
+        /**
+         * Open an upload straight to storage: put the parts, then complete. The same files with the same `sha256` again: what is
+         *     missing of the upload that was begun.
+         */
         post: operations["create_dataset"];
         delete?: never;
         options?: never;
@@ -1036,6 +1039,23 @@ export interface paths {
         };
         /** What the rows of a dataset look like on the whole. */
         get: operations["get_dataset_statistics"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/datasets/{id}/uploads": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** The parts that are missing of an upload, with fresh URLs. */
+        get: operations["dataset_uploads"];
         put?: never;
         post?: never;
         delete?: never;
@@ -7123,6 +7143,37 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["DatasetStatistics"];
+                };
+            };
+            /** @description A problem (RFC 9457) */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    dataset_uploads: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description id or name */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["CreatedDataset"];
                 };
             };
             /** @description A problem (RFC 9457) */
