@@ -29,6 +29,9 @@ const QUEUE: usize = 512;
 /// Most submissions and, but for a last one that is larger, most events in one transaction.
 const GROUP: usize = 256;
 const GROUP_EVENTS: usize = 4000;
+/// Below both, a group does not begin beside another one.
+const SMALL: usize = 64;
+const SMALL_EVENTS: usize = 1000;
 /// Transactions at a time: one gathers and sends while the other waits for the disk.
 const TRANSACTIONS: usize = 2;
 /// Longest wait for a place in the queue; then 503, and the trainer tries again.
@@ -74,7 +77,7 @@ pub async fn run(db: Db, policy: Policy, mut submissions: mpsc::Receiver<Waiting
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         let group = tokio::select! {
-            group = gather(&mut submissions, &mut later) => group,
+            group = gather(&mut submissions, &mut later, &places) => group,
             () = stop.cancelled() => return,
         };
         if group.is_empty() {
@@ -89,25 +92,59 @@ pub async fn run(db: Db, policy: Policy, mut submissions: mpsc::Receiver<Waiting
     }
 }
 
-/// The next group: every job at most once, what comes too early stays in `later`. Empty when nobody can submit any more.
-async fn gather(submissions: &mut mpsc::Receiver<Waiting>, later: &mut VecDeque<Waiting>) -> Vec<Waiting> {
-    let (mut group, mut jobs, mut events) = (Vec::new(), HashSet::<JobId>::new(), 0_usize);
+/// The next group: every job at most once, what comes too early stays in `later`. While another transaction runs, a small
+/// group waits for more, or for that one's end: many small transactions cost more than a few large ones. Empty when nobody
+/// can submit any more.
+async fn gather(
+    submissions: &mut mpsc::Receiver<Waiting>,
+    later: &mut VecDeque<Waiting>,
+    places: &Semaphore,
+) -> Vec<Waiting> {
+    let mut group = Group::default();
     if later.is_empty() {
         later.extend(submissions.recv().await);
     }
-    let mut early = VecDeque::new();
-    while group.len() < GROUP && events < GROUP_EVENTS && early.len() < QUEUE {
-        let Some(next) = later.pop_front().or_else(|| submissions.try_recv().ok()) else { break };
-        if jobs.insert(next.submission.whose.job) {
-            events = events.saturating_add(next.submission.batch.events.len());
-            group.push(next);
-        } else {
-            early.push_back(next);
+    loop {
+        group.fill(submissions, later);
+        if group.waiting.len() >= SMALL || group.events >= SMALL_EVENTS || later.len() >= QUEUE {
+            break;
+        }
+        tokio::select! {
+            biased;
+            // The caller holds one place; that there is another means that nothing runs.
+            _ = places.acquire() => break,
+            more = submissions.recv() => match more {
+                Some(more) => later.push_back(more),
+                None => break,
+            },
         }
     }
-    early.append(later);
-    *later = early;
-    group
+    group.waiting
+}
+
+#[derive(Debug, Default)]
+struct Group {
+    waiting: Vec<Waiting>,
+    jobs: HashSet<JobId>,
+    events: usize,
+}
+
+impl Group {
+    /// Takes what is there, and leaves in `later` what is of a job that it has.
+    fn fill(&mut self, submissions: &mut mpsc::Receiver<Waiting>, later: &mut VecDeque<Waiting>) {
+        let mut early = VecDeque::new();
+        while self.waiting.len() < GROUP && self.events < GROUP_EVENTS && early.len() < QUEUE {
+            let Some(next) = later.pop_front().or_else(|| submissions.try_recv().ok()) else { break };
+            if self.jobs.insert(next.submission.whose.job) {
+                self.events = self.events.saturating_add(next.submission.batch.events.len());
+                self.waiting.push(next);
+            } else {
+                early.push_back(next);
+            }
+        }
+        early.append(later);
+        *later = early;
+    }
 }
 
 /// Answers all but the ones it returns: those have to be applied alone.
