@@ -54,7 +54,11 @@ pub enum TrainingMode {
         memory: Option<u64>,
     },
     /// On a long-running `hone-trainer serve`.
-    Http { url: String },
+    Http {
+        url: String,
+        /// What the service wants of its callers.
+        token: Option<SecretString>,
+    },
 }
 
 /// How much of something one user may have.
@@ -163,7 +167,8 @@ fn training_mode(env: &Env) -> Result<TrainingMode, ConfigError> {
         }
         "http" => {
             let url = env.required("TRAINER_SERVICE_URL", "give the URL of a running `hone-trainer serve`")?;
-            Ok(TrainingMode::Http { url: url.trim_end_matches('/').to_owned() })
+            let token = env.secret("TRAINER_SERVICE_TOKEN")?;
+            Ok(TrainingMode::Http { url: url.trim_end_matches('/').to_owned(), token })
         }
         "kubernetes" => Err(ConfigError::Kubernetes),
         other => Err(ConfigError::Mode(other.to_owned())),

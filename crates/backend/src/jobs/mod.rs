@@ -54,7 +54,9 @@ pub fn launcher(mode: &TrainingMode) -> anyhow::Result<Arc<dyn Launcher>> {
                 memory: *memory,
             })?)
         }
-        TrainingMode::Http { url } => Arc::new(Http::new(url).context("cannot use TRAINER_SERVICE_URL")?),
+        TrainingMode::Http { url, token } => {
+            Arc::new(Http::new(url, token.as_ref()).context("cannot use TRAINER_SERVICE_URL")?)
+        }
     })
 }
 

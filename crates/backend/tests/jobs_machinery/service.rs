@@ -1,6 +1,6 @@
 //! `TRAINING_MODE=http`: a trainer service with the contract of `wire::job`, whose trainers are real processes.
 
-use crate::world::{Settings, World, script_trainer};
+use crate::world::{PATIENCE, Settings, World, script_trainer};
 use actix_web::{App, HttpResponse, HttpServer, web};
 use backend::jobs::launcher::{Launcher, http::Http};
 use chrono::Utc;
@@ -16,7 +16,7 @@ use std::{
 };
 use wire::{
     JobId, JobState,
-    job::{StartTraining, TrainerCapabilities, TrainerRun, TrainerRunState},
+    job::{FailureCode, StartTraining, TrainerCapabilities, TrainerRun, TrainerRunState},
     job_env,
 };
 
@@ -151,12 +151,62 @@ async fn a_trainer_service_tells_its_memory_and_one_that_is_gone_holds_nobody_up
     let dir = tempfile::tempdir().unwrap();
     let (listener, url) = reserve();
     serve(dir.path().to_path_buf(), listener);
-    let launcher = Http::new(&url).unwrap();
+    let launcher = Http::new(&url, None).unwrap();
     assert_eq!(launcher.memory().await, Some(4096));
     // Bound, but nobody answers.
     let (_silent, url) = reserve();
-    let launcher = Http::new(&url).unwrap();
+    let launcher = Http::new(&url, None).unwrap();
     let began = Instant::now();
     assert_eq!((launcher.memory().await, launcher.memory().await), (None, None));
     assert!(began.elapsed() < Duration::from_millis(900), "asked once, and not for long: {:?}", began.elapsed());
+}
+
+/// `hone-trainer serve` that wants `token`, and its URL.
+async fn trainer_service(dir: &std::path::Path, token: &str) -> (testkit::Process, String) {
+    let program = PathBuf::from(env!("CARGO_BIN_EXE_hone-backend")).with_file_name("hone-trainer");
+    assert!(program.is_file(), "{} is missing: build the programs with `scripts/build.sh dev`", program.display());
+    let ready = dir.join("ready.json");
+    let mut command = Command::new(program);
+    command.arg("serve").env_clear().env("HONE_LISTEN", "127.0.0.1:0").env("HONE_READY_FILE", &ready);
+    command.env("SCRATCH_DIR", dir.join("scratch")).env("TRAINER_SERVICE_TOKEN", token);
+    let process = testkit::Process::spawn(&mut command).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while !ready.is_file() {
+        assert!(Instant::now() < deadline, "the trainer service does not start");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let ready: serde_json::Value = serde_json::from_slice(&std::fs::read(&ready).unwrap()).unwrap();
+    (process, ready["url"].as_str().unwrap().to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_token_of_a_trainer_service_is_sent_and_a_wrong_one_fails_the_job_with_the_remedy() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut process, url) = trainer_service(dir.path(), "the right token").await;
+    let right = Http::new(&url, Some(&"the right token".into())).unwrap();
+    assert!(right.memory().await.is_some(), "the service knows its memory and tells who may ask");
+
+    let settings = Settings::default().with("TRAINING_MODE", "http").with("TRAINER_SERVICE_URL", &url);
+    let world = World::with(settings.with("TRAINER_SERVICE_TOKEN", "a wrong token")).await;
+    let job = world.job(json!({})).await;
+    let failure = world.wait(job, JobState::Failed).await.failure.unwrap();
+    assert_eq!(failure.code, FailureCode::StartFailed);
+    assert!(failure.message.contains("set TRAINER_SERVICE_TOKEN"), "{}", failure.message);
+    assert!(!world.log().contains("a wrong token"), "the token is in the log");
+
+    // It goes away: `/ready` shows that it is left alone.
+    process.kill().unwrap();
+    let job = world.job(json!({})).await;
+    world.wait(job, JobState::Starting).await;
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let breakers = world.get("/ready").await["breakers"].clone();
+        let seen = breakers.as_array().unwrap().iter().find(|b| b["service"] == "trainer service").cloned();
+        let seen = seen.expect("a breaker before the trainer service");
+        if seen["state"] == "open" {
+            break;
+        }
+        assert!(Instant::now() < deadline, "the breaker stays closed: {seen}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }

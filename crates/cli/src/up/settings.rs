@@ -41,6 +41,8 @@ pub const OUTSIDE_S3: &[&str] = &[
 pub const BACKEND: &[&str] = &[
     "TRAINING_MODE",
     "TRAINER_SERVICE_URL",
+    "TRAINER_SERVICE_TOKEN",
+    "TRAINER_SERVICE_TOKEN_FILE",
     "TRAINER_BIN",
     "TRAINER_MEMORY_BYTES",
     "BACKEND_BASE_URL",

@@ -6,7 +6,7 @@ use crate::jobs::{
     verdict::{Ending, Exit},
 };
 use futures::{FutureExt, future::BoxFuture};
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
 use service::{Client, ClientConfig, ClientError, client::RetryPolicy};
 use std::time::{Duration, Instant};
@@ -31,11 +31,16 @@ pub struct Http {
 }
 
 impl Http {
-    /// `url` is `TRAINER_SERVICE_URL`.
-    pub fn new(url: &str) -> Result<Self, ClientError> {
+    /// `url` is `TRAINER_SERVICE_URL`, `token` what the service wants of its callers. The three clients share a breaker.
+    pub fn new(url: &str, token: Option<&SecretString>) -> Result<Self, ClientError> {
         // The reconciler comes back every second, so a call is not repeated here.
         let config = |timeout| {
-            ClientConfig::new("trainer service", url).retry(RetryPolicy::NONE).timeout(timeout).read_timeout(timeout)
+            let config = ClientConfig::new("trainer service", url).retry(RetryPolicy::NONE);
+            let config = config.timeout(timeout).read_timeout(timeout);
+            match token {
+                Some(token) => config.bearer(token.clone()),
+                None => config,
+            }
         };
         Ok(Self {
             client: Client::new(config(Duration::from_secs(5)))?,
@@ -84,6 +89,10 @@ impl Http {
     async fn start(&self, launch: &LaunchSpec) -> Result<(), LaunchError> {
         match self.client.post::<_, TrainerRun>("/training/start", &request(launch)).await {
             Ok(_) => Ok(()),
+            Err(e) if e.status() == Some(401) => Err(LaunchError::Fatal(format!(
+                "{}; set TRAINER_SERVICE_TOKEN to the token that the trainer service was started with",
+                service::error::chain(&e)
+            ))),
             Err(e) if e.is_transient() || e.status() == Some(409) => {
                 Err(LaunchError::Transient(service::error::chain(&e)))
             }
