@@ -93,7 +93,7 @@ impl Code {
 }
 
 impl FailureCode {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::StartFailed,
         Self::TrainerDied,
         Self::TrainerOom,
@@ -107,6 +107,8 @@ impl FailureCode {
         Self::StorageUnavailable,
         Self::Preempted,
         Self::ArtifactMissing,
+        Self::DeletedExternally,
+        Self::DeadlineExceeded,
         Self::Internal,
     ];
 
@@ -133,6 +135,8 @@ impl FailureCode {
             Self::StorageUnavailable => "Storage stayed out of reach for longer than the retries",
             Self::Preempted => "The trainer was asked to leave its machine",
             Self::ArtifactMissing => "A promised file is not in storage, or another one",
+            Self::DeletedExternally => "Somebody deleted the trainer's Kubernetes Job, past Hone",
+            Self::DeadlineExceeded => "The attempt ran longer than it may",
             Self::Internal => "A defect",
         }
     }
@@ -188,6 +192,14 @@ impl FailureCode {
             Self::ArtifactMissing => advice(
                 "Somebody deleted inputs or results of a job that still runs",
                 "Upload again, or start the job with inputs that exist",
+            ),
+            Self::DeletedExternally => advice(
+                "kubectl, a clean-up script or an operator deleted it; to stop a job, cancel it in Hone",
+                "Create the job again; its checkpoints are kept",
+            ),
+            Self::DeadlineExceeded => advice(
+                "KUBE_DEADLINE_SECONDS, or deadline_seconds of the job's GPU configuration",
+                "Train less in one job or raise the limit; the last checkpoint is kept",
             ),
             Self::Internal => advice("A defect of the trainer", "Report it with the job's log"),
         }

@@ -112,6 +112,10 @@ pub enum FailureCode {
     Preempted,
     /// A promised artifact is missing or differs.
     ArtifactMissing,
+    /// Somebody deleted what it ran in, past Hone.
+    DeletedExternally,
+    /// It ran longer than an attempt may.
+    DeadlineExceeded,
     Internal,
 }
 
@@ -133,6 +137,8 @@ impl FailureCode {
             | Self::ConfigInvalid
             | Self::Diverged
             | Self::DiskFull
+            | Self::DeletedExternally
+            | Self::DeadlineExceeded
             | Self::Internal => false,
         }
     }

@@ -58,7 +58,11 @@ pub struct AttemptSnapshot {
 pub enum Runtime {
     /// Nothing was started yet.
     NotStarted,
+    /// Started, and waiting for its turn, a machine or its image, all of which may take long.
+    Waiting,
     Alive,
+    /// It must not go on, for this reason, and something of it may still be there.
+    Doomed(Exit),
     /// Over, and it will not come back.
     Gone(Exit),
     /// It cannot be observed now (another machine, service unreachable).
@@ -97,8 +101,12 @@ pub enum Action {
     Dispatch,
     /// Start the current attempt's runtime; "already started" is success.
     Launch,
-    /// Raise the epoch so that the attempt can change nothing any more, and record why.
+    /// Raise the epoch so that the attempt can change nothing any more, and record why. Not if it was heard meanwhile.
     Fence(Failure),
+    /// The same, heard or not.
+    Revoke(Failure),
+    /// Give an attempt that waits for a machine more time for its first word.
+    Renew,
     /// SIGTERM, and SIGKILL once `grace` has passed since the first request.
     Stop { grace: Duration },
     /// Ingest the event objects that the trainer put into storage.
@@ -147,7 +155,7 @@ pub fn decide(job: &JobSnapshot, seen: &Observed, now: DateTime<Utc>, policy: &P
 /// A trainer that outlived its job, usually by the moment it needs to exit.
 fn remove_leftover(seen: &Observed, policy: &Policy) -> Vec<Action> {
     match seen.runtime {
-        Runtime::Alive => vec![Action::Stop { grace: policy.linger }],
+        Runtime::Alive | Runtime::Waiting | Runtime::Doomed(_) => vec![Action::Stop { grace: policy.linger }],
         Runtime::NotStarted | Runtime::Gone(_) | Runtime::Unknown => vec![],
     }
 }
@@ -172,7 +180,17 @@ fn attend(job: &JobSnapshot, seen: &Observed, now: DateTime<Utc>, policy: &Polic
     let expired = job.lease_expires_at.is_none_or(|at| at <= now);
     if attempt.outcome.is_some() {
         // It said its last word and exits by itself; help it when it does not.
-        return if expired { vec![Action::Stop { grace: policy.linger }] } else { vec![] };
+        let help = expired || matches!(seen.runtime, Runtime::Doomed(_));
+        return if help { vec![Action::Stop { grace: policy.linger }] } else { vec![] };
+    }
+    if let Runtime::Doomed(exit) = &seen.runtime {
+        return match attempt.claimed && !seen.events_collected {
+            true => vec![Action::CollectEvents],
+            false => vec![Action::Revoke(verdict::doomed(job, attempt, exit))],
+        };
+    }
+    if seen.runtime == Runtime::Waiting && !attempt.claimed {
+        return wait(job, now, policy);
     }
     if expired && seen.sweeper_armed {
         return match seen.events_collected {
@@ -188,6 +206,17 @@ fn attend(job: &JobSnapshot, seen: &Observed, now: DateTime<Utc>, policy: &Polic
         return vec![Action::Stop { grace: policy.pause_grace }];
     }
     vec![]
+}
+
+/// An attempt in a queue of the cluster says nothing, and that is no silence.
+fn wait(job: &JobSnapshot, now: DateTime<Utc>, policy: &Policy) -> Vec<Action> {
+    let soon = now + policy.claim / 2;
+    match job.state {
+        // There is nothing to save.
+        JobState::Pausing => vec![Action::Stop { grace: policy.pause_grace }],
+        JobState::Starting if job.lease_expires_at.is_none_or(|at| at <= soon) => vec![Action::Renew],
+        _ => vec![],
+    }
 }
 
 fn finalize(job: &JobSnapshot, seen: &Observed, policy: &Policy) -> Vec<Action> {
@@ -206,7 +235,7 @@ fn finalize(job: &JobSnapshot, seen: &Observed, policy: &Policy) -> Vec<Action> 
             Runtime::Gone(_) => {
                 vec![Action::Settle(settle(job, seen, policy, verdict::broken_artifacts(what)))]
             }
-            Runtime::NotStarted | Runtime::Alive | Runtime::Unknown => {
+            Runtime::NotStarted | Runtime::Waiting | Runtime::Alive | Runtime::Doomed(_) | Runtime::Unknown => {
                 vec![Action::Stop { grace: policy.kill_grace }]
             }
         },

@@ -73,6 +73,24 @@ pub enum Ending {
     Withdrawn,
     /// The process is no longer there and nobody saw it end.
     Lost,
+    /// Its machine was needed for something else, or had too little left.
+    Evicted {
+        cause: String,
+    },
+    /// It wrote more to its scratch directory than it may.
+    OutOfDisk {
+        cause: String,
+    },
+    /// The machine it ran on is gone or cannot be reached.
+    NodeLost {
+        cause: String,
+    },
+    /// It ran longer than an attempt may.
+    DeadlineExceeded,
+    /// Somebody deleted what it ran in.
+    Deleted {
+        what: String,
+    },
 }
 
 /// The end of a runtime with what helps to explain it.
@@ -83,12 +101,14 @@ pub struct Exit {
     pub log_tail: String,
     /// Largest resident size in bytes.
     pub peak_memory: Option<u64>,
+    /// Bytes of memory it might use, when there was a limit of its own.
+    pub memory_limit: Option<u64>,
 }
 
 impl Exit {
     #[must_use]
     pub const fn new(ending: Ending) -> Self {
-        Self { ending, log_tail: String::new(), peak_memory: None }
+        Self { ending, log_tail: String::new(), peak_memory: None, memory_limit: None }
     }
 
     #[must_use]
@@ -96,7 +116,14 @@ impl Exit {
         match self.ending {
             Ending::Code { code } => Some(code),
             Ending::Signal { signal, .. } => Some(128_i32.saturating_add(signal)),
-            Ending::StartFailed { .. } | Ending::Withdrawn | Ending::Lost => None,
+            Ending::StartFailed { .. }
+            | Ending::Withdrawn
+            | Ending::Lost
+            | Ending::Evicted { .. }
+            | Ending::OutOfDisk { .. }
+            | Ending::NodeLost { .. }
+            | Ending::DeadlineExceeded
+            | Ending::Deleted { .. } => None,
         }
     }
 }
@@ -117,7 +144,10 @@ impl Verdict {
 /// Judges an attempt whose runtime is gone. What was reported counts more than how the process ended.
 #[must_use]
 pub fn of(job: &JobSnapshot, attempt: &AttemptSnapshot, exit: &Exit) -> Verdict {
-    let reported = attempt.outcome.map(|outcome| reported(job, attempt, outcome));
+    // A trainer that has to go says that it was preempted, whoever wants it to.
+    let for_good = matches!(exit.ending, Ending::DeadlineExceeded | Ending::Deleted { .. });
+    let outcome = attempt.outcome.filter(|outcome| !(for_good && *outcome == Outcome::Preempted));
+    let reported = outcome.map(|outcome| reported(job, attempt, outcome));
     Verdict { exit_code: exit.code(), ..reported.unwrap_or_else(|| unreported(job, attempt, exit)) }
 }
 
@@ -151,6 +181,9 @@ fn unreported(job: &JobSnapshot, attempt: &AttemptSnapshot, exit: &Exit) -> Verd
         Ending::Withdrawn if job.state == JobState::Cancelling => {
             Verdict { outcome: Outcome::Cancelled, failure: None, exit_code: None }
         }
+        Ending::Withdrawn if job.state == JobState::Pausing => {
+            Verdict { outcome: Outcome::Paused, failure: None, exit_code: None }
+        }
         Ending::Withdrawn => Verdict::failed(
             FailureCode::TrainerDied,
             "the attempt was called off before the trainer was started".into(),
@@ -164,9 +197,10 @@ fn unreported(job: &JobSnapshot, attempt: &AttemptSnapshot, exit: &Exit) -> Verd
         Ending::Signal { signal, out_of_memory: true } => Verdict::failed(
             FailureCode::TrainerOom,
             format!(
-                "the kernel killed the trainer for memory ({}) {at}{}; lower training.per_device_train_batch_size or training.max_seq_length, or give it more memory{tail}",
+                "the kernel killed the trainer for memory ({}) {at}{}{}; lower training.per_device_train_batch_size or training.max_seq_length, or give it more memory{tail}",
                 signal_name(*signal),
                 peak(exit),
+                limit(exit),
             ),
         ),
         Ending::Signal { signal, .. } => Verdict::failed(
@@ -183,7 +217,49 @@ fn unreported(job: &JobSnapshot, attempt: &AttemptSnapshot, exit: &Exit) -> Verd
             ),
         ),
         Ending::Code { code } => by_code(job, attempt, *code, &tail),
+        Ending::Evicted { .. }
+        | Ending::OutOfDisk { .. }
+        | Ending::NodeLost { .. }
+        | Ending::DeadlineExceeded
+        | Ending::Deleted { .. } => by_cluster(&exit.ending, &at, &tail),
     }
+}
+
+/// What a cluster does to a trainer.
+fn by_cluster(ending: &Ending, at: &str, tail: &str) -> Verdict {
+    match ending {
+        Ending::Evicted { cause } => Verdict {
+            outcome: Outcome::Preempted,
+            failure: Some(Failure {
+                code: FailureCode::Preempted,
+                message: format!("the trainer had to leave its machine {at} ({cause}); the job continues from there"),
+            }),
+            exit_code: None,
+        },
+        Ending::OutOfDisk { cause } => Verdict::failed(
+            FailureCode::DiskFull,
+            format!("the trainer was ended {at} because it wrote more than it may ({cause}); raise KUBE_SCRATCH{tail}"),
+        ),
+        Ending::NodeLost { cause } => Verdict::failed(
+            FailureCode::TrainerDied,
+            format!("the machine of the trainer was lost {at} ({cause})"),
+        ),
+        Ending::Deleted { what } => Verdict::failed(
+            FailureCode::DeletedExternally,
+            format!("{what} was deleted externally {at}, not by Hone; create the job again to go on, and cancel jobs in Hone"),
+        ),
+        // Of a cluster only this is left.
+        _ => Verdict::failed(
+            FailureCode::DeadlineExceeded,
+            format!("the trainer ran longer than an attempt may (KUBE_DEADLINE_SECONDS) and was ended {at}{tail}"),
+        ),
+    }
+}
+
+/// Why an attempt must not go on although something of it may still be there.
+#[must_use]
+pub fn doomed(job: &JobSnapshot, attempt: &AttemptSnapshot, exit: &Exit) -> Failure {
+    unreported(job, attempt, exit).failure.unwrap_or_else(|| preempted(job, attempt))
 }
 
 fn by_code(job: &JobSnapshot, attempt: &AttemptSnapshot, code: i32, tail: &str) -> Verdict {
@@ -237,7 +313,8 @@ pub fn silence(job: &JobSnapshot, attempt: &AttemptSnapshot, policy: &Policy, ru
     let process = match runtime {
         Runtime::Alive => "its process was alive, so it hung or could not reach the backend",
         Runtime::Unknown => "whether its process lives could not be found out",
-        Runtime::NotStarted | Runtime::Gone(_) => "no process of it was found",
+        Runtime::Waiting => "it still waits for a machine",
+        Runtime::NotStarted | Runtime::Gone(_) | Runtime::Doomed(_) => "no process of it was found",
     };
     if attempt.claimed {
         return Failure {
@@ -299,6 +376,10 @@ fn peak(exit: &Exit) -> String {
     exit.peak_memory.map(|bytes| format!(", having used up to {} MiB", bytes >> 20)).unwrap_or_default()
 }
 
+fn limit(exit: &Exit) -> String {
+    exit.memory_limit.map(|bytes| format!(", with a limit of {} MiB", bytes >> 20)).unwrap_or_default()
+}
+
 fn tail(exit: &Exit) -> String {
     match exit.log_tail.trim_end() {
         "" => String::new(),
@@ -337,7 +418,7 @@ mod tests {
 
     fn judge(ending: Ending) -> Verdict {
         let (job, attempt) = job(JobState::Running);
-        of(&job, &attempt, &Exit { ending, log_tail: "the last line".into(), peak_memory: Some(300 << 20) })
+        of(&job, &attempt, &Exit { ending, log_tail: "the last line".into(), peak_memory: Some(300 << 20), memory_limit: None })
     }
 
     #[test]

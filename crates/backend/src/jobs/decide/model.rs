@@ -1,6 +1,6 @@
 //! Random histories of one job: two backends that act on what they saw a while ago and die in between,
-//! trainers that work, fail, hang or die, a channel that loses, repeats and reorders, and a user who changes
-//! their mind. The world applies actions and messages under the same guards as the database does.
+//! trainers that work, fail, hang or die, a cluster that lets them wait, moves them out and loses their machine, somebody
+//! who deletes what is not theirs, a channel that loses, repeats and reorders, and a user who changes their mind. The world applies actions and messages under the same guards as the database does.
 
 mod invariants;
 
@@ -20,14 +20,27 @@ use wire::{
 #[derive(Debug, Clone, PartialEq)]
 enum Process {
     NotStarted,
-    Alive { stop_since: Option<DateTime<Utc>> },
+    /// In a queue of the cluster.
+    Waiting,
+    Alive {
+        stop_since: Option<DateTime<Utc>>,
+    },
     Ended(Ending),
+}
+
+impl Process {
+    /// It is there, or will be.
+    const fn stands(&self) -> bool {
+        matches!(self, Self::Waiting | Self::Alive { .. })
+    }
 }
 
 #[derive(Debug, Clone)]
 struct Attempt {
     row: AttemptSnapshot,
     process: Process,
+    /// Why the cluster does not want it any more.
+    doomed: Option<Ending>,
     /// Whether what it promised is in storage.
     artifacts: bool,
     /// Messages applied, as `last_seq` counts them.
@@ -60,6 +73,8 @@ struct World {
     attempts: Vec<Attempt>,
     channel: Vec<Message>,
     backends: [Option<Plan>; 2],
+    /// Started trainers wait.
+    full: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -69,6 +84,7 @@ enum Step {
     Crash(usize),
     Pass(u16),
     Trainer(Deed),
+    Cluster(Whim),
     Deliver { index: usize, keep: bool },
     Lose(usize),
     Cancel,
@@ -93,6 +109,33 @@ enum Deed {
     Die { out_of_memory: bool },
 }
 
+/// What a cluster does by itself.
+#[derive(Debug, Clone)]
+enum Whim {
+    Fill,
+    Admit,
+    Doom(Ending),
+    End(Ending),
+}
+
+fn whims() -> impl Strategy<Value = Whim> {
+    let cause = || "why".to_owned();
+    prop_oneof![
+        Just(Whim::Fill),
+        2 => Just(Whim::Admit),
+        prop_oneof![Just(Ending::Deleted { what: cause() }), Just(Ending::StartFailed { reason: cause() })]
+            .prop_map(Whim::Doom),
+        prop_oneof![
+            Just(Ending::Evicted { cause: cause() }),
+            Just(Ending::NodeLost { cause: cause() }),
+            Just(Ending::OutOfDisk { cause: cause() }),
+            Just(Ending::Deleted { what: cause() }),
+            Just(Ending::DeadlineExceeded),
+        ]
+        .prop_map(Whim::End),
+    ]
+}
+
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let deed = prop_oneof![
         4 => Just(Deed::Heartbeat),
@@ -109,6 +152,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => (0_usize..2).prop_map(Step::Crash),
         3 => (1_u16..90).prop_map(Step::Pass),
         8 => deed.prop_map(Step::Trainer),
+        2 => whims().prop_map(Step::Cluster),
         6 => (any::<usize>(), any::<bool>()).prop_map(|(index, keep)| Step::Deliver { index, keep }),
         1 => any::<usize>().prop_map(Step::Lose),
         1 => Just(Step::Cancel),
@@ -116,6 +160,25 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => Just(Step::Resume),
     ];
     proptest::collection::vec(step, 1..120)
+}
+
+impl Attempt {
+    /// What a launcher sees.
+    fn runtime(&self) -> Runtime {
+        match (&self.process, &self.doomed) {
+            (Process::NotStarted, _) => Runtime::NotStarted,
+            (Process::Ended(ending), _) => Runtime::Gone(Exit::new(ending.clone())),
+            (Process::Waiting | Process::Alive { .. }, Some(ending)) => Runtime::Doomed(Exit::new(ending.clone())),
+            (Process::Waiting, None) => Runtime::Waiting,
+            (Process::Alive { .. }, None) => Runtime::Alive,
+        }
+    }
+
+    fn admit(&mut self) {
+        if self.process == Process::Waiting {
+            self.process = Process::Alive { stop_since: None };
+        }
+    }
 }
 
 impl World {
@@ -132,7 +195,7 @@ impl World {
         };
         let now = DateTime::from_timestamp(1_000_000, 0).unwrap();
         let policy = Policy::default();
-        Self { now, policy, job, attempts: vec![], channel: vec![], backends: [None, None] }
+        Self { now, policy, job, attempts: vec![], channel: vec![], backends: [None, None], full: false }
     }
 
     fn current(&mut self) -> Option<&mut Attempt> {
@@ -144,11 +207,7 @@ impl World {
     }
 
     fn observe(&self) -> Runtime {
-        match self.attempts.last().map(|a| &a.process) {
-            None | Some(Process::NotStarted) => Runtime::NotStarted,
-            Some(Process::Alive { .. }) => Runtime::Alive,
-            Some(Process::Ended(ending)) => Runtime::Gone(Exit::new(ending.clone())),
-        }
+        self.attempts.last().map_or(Runtime::NotStarted, Attempt::runtime)
     }
 
     /// The guarded UPDATE.
@@ -168,6 +227,7 @@ impl World {
             Step::Crash(b) => self.backends[*b] = None,
             Step::Pass(seconds) => self.now += Duration::from_secs((*seconds).into()),
             Step::Trainer(deed) => self.deed(deed),
+            Step::Cluster(whim) => self.whim(whim),
             Step::Deliver { index, keep } => {
                 let Some(index) = index.checked_rem(self.channel.len()) else { return };
                 let message = if *keep { self.channel[index].clone() } else { self.channel.remove(index) };
@@ -229,7 +289,8 @@ impl World {
                     self.job.epoch += 1;
                     self.job.lease_expires_at = Some(self.now + self.policy.claim);
                     let row = AttemptSnapshot { epoch: self.job.epoch, ..AttemptSnapshot::default() };
-                    self.attempts.push(Attempt { row, process: Process::NotStarted, artifacts: false, applied: 0 });
+                    let process = Process::NotStarted;
+                    self.attempts.push(Attempt { row, process, doomed: None, artifacts: false, applied: 0 });
                 }
                 return;
             }
@@ -241,21 +302,28 @@ impl World {
             }
             Action::Launch => {
                 // Creating the record is what counts, not whether the decision is still good.
+                let started = if self.full { Process::Waiting } else { Process::Alive { stop_since: None } };
                 if let Some(attempt) = self.attempt(number).filter(|a| a.process == Process::NotStarted) {
-                    attempt.process = Process::Alive { stop_since: None };
+                    attempt.process = started;
                 }
                 return;
             }
             Action::Fence(failure) => {
                 let expired = self.job.lease_expires_at.is_none_or(|at| at <= self.now);
-                let guarded = matches!(self.job.state, JobState::Starting | JobState::Running | JobState::Pausing);
-                if same && expired && guarded {
-                    self.job.epoch += 1;
-                    let row = &mut self.current().unwrap().row;
-                    if row.outcome.is_none() {
-                        (row.outcome, row.failure) = (Some(Outcome::Failed), Some(failure));
-                    }
+                if same && expired {
+                    self.fence(failure);
                 }
+            }
+            Action::Revoke(failure) => {
+                if same {
+                    self.fence(failure);
+                }
+            }
+            Action::Renew => {
+                if same && self.job.state == JobState::Starting {
+                    self.job.lease_expires_at = Some(self.now + self.policy.claim);
+                }
+                return;
             }
             Action::Stop { grace } => {
                 self.stop(number, grace);
@@ -289,10 +357,33 @@ impl World {
     }
 
     fn observe_attempt(&mut self, number: u32) -> Runtime {
-        match self.attempt(number).map(|a| a.process.clone()) {
-            None | Some(Process::NotStarted) => Runtime::NotStarted,
-            Some(Process::Alive { .. }) => Runtime::Alive,
-            Some(Process::Ended(ending)) => Runtime::Gone(Exit::new(ending)),
+        self.attempt(number).map_or(Runtime::NotStarted, |a| a.runtime())
+    }
+
+    fn fence(&mut self, failure: Failure) {
+        if !matches!(self.job.state, JobState::Starting | JobState::Running | JobState::Pausing) {
+            return;
+        }
+        self.job.epoch += 1;
+        let row = &mut self.current().unwrap().row;
+        if row.outcome.is_none() {
+            (row.outcome, row.failure) = (Some(Outcome::Failed), Some(failure));
+        }
+    }
+
+    fn whim(&mut self, whim: &Whim) {
+        match whim {
+            Whim::Fill => self.full = true,
+            Whim::Admit => self.full = false,
+            Whim::Doom(_) | Whim::End(_) => {}
+        }
+        for attempt in self.attempts.iter_mut().filter(|a| a.process.stands()) {
+            match whim {
+                Whim::Fill => {}
+                Whim::Admit => attempt.admit(),
+                Whim::Doom(ending) => attempt.doomed = Some(ending.clone()),
+                Whim::End(ending) => attempt.process = Process::Ended(ending.clone()),
+            }
         }
     }
 
@@ -300,7 +391,7 @@ impl World {
         let now = self.now;
         let Some(attempt) = self.attempt(number) else { return };
         attempt.process = match &attempt.process {
-            Process::NotStarted => Process::Ended(Ending::Withdrawn),
+            Process::NotStarted | Process::Waiting => Process::Ended(Ending::Withdrawn),
             Process::Alive { stop_since: None } => Process::Alive { stop_since: Some(now) },
             Process::Alive { stop_since: Some(since) } if now - since >= chrono::Duration::from_std(grace).unwrap() => {
                 Process::Ended(Ending::Signal { signal: 9, out_of_memory: false })

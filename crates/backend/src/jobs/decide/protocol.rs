@@ -405,6 +405,8 @@ impl Deed {
             Action::CollectEvents => Self::Collect,
             Action::Verify => Self::Verify,
             Action::Requeue => Self::Requeue,
+            // What a cluster does is in `model.rs`.
+            Action::Revoke(_) | Action::Renew => unreachable!("no trainer here waits or is doomed"),
             Action::Settle(end) => Self::Settle { to: end.to, outcome: end.outcome.as_str() },
         }
     }

@@ -210,7 +210,7 @@ fn runtime(dir: &Path, state: State) -> Runtime {
         State::Unclaimed => Runtime::NotStarted,
         State::Alive { .. } => Runtime::Alive,
         State::Ended(ExitRecord { ending, peak_memory, .. }) => {
-            Runtime::Gone(Exit { ending, log_tail: log::tail(dir, TAIL_LINES), peak_memory })
+            Runtime::Gone(Exit { log_tail: log::tail(dir, TAIL_LINES), peak_memory, ..Exit::new(ending) })
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::{
 use diesel::{
     dsl::sql,
     prelude::*,
-    sql_types::{BigInt, Bool},
+    sql_types::{BigInt, Bool, Double, Nullable, Timestamptz},
 };
 use diesel_async::RunQueryDsl;
 use service::{
@@ -40,6 +40,13 @@ const TOKEN_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
 const EXTERNAL: &str = TrainerKind::External.as_str();
 /// Serialises dispatch over all backends, so that the limit on concurrent jobs holds (arbitrary, but fixed).
 const DISPATCH_LOCK: &str = "SELECT pg_advisory_xact_lock(7526411)";
+
+/// Whether an attempt that is heard keeps its epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum When {
+    Silent,
+    Always,
+}
 
 impl Reconciler {
     /// Moves the oldest queued job to `starting` if another trainer may run.
@@ -129,7 +136,7 @@ impl Reconciler {
                 tracing::error!(job.id = %at.job.id, "cannot launch attempt {}: {reason}", at.job.attempt);
                 seen.runtime = match self.launcher.refuse(&attempt.handle(), &reason).await {
                     // Another launch was faster, or has failed before.
-                    known @ (Runtime::Alive | Runtime::Gone(_)) => known,
+                    known @ (Runtime::Waiting | Runtime::Alive | Runtime::Doomed(_) | Runtime::Gone(_)) => known,
                     Runtime::NotStarted | Runtime::Unknown => Runtime::Gone(Exit::new(Ending::StartFailed { reason })),
                 };
                 Ok(Next::Again)
@@ -170,19 +177,41 @@ impl Reconciler {
         })
     }
 
-    /// Raises the epoch, unless a heartbeat came in since the decision.
-    pub(super) async fn fence(&self, at: &Situation, failure: Failure) -> Result<Next> {
+    /// Gives an attempt that waits for a machine a fresh lease.
+    pub(super) async fn renew(&self, at: &Situation) -> Result<Next> {
+        let (job, attempt, epoch) = (at.job.id, at.job.attempt, at.job.epoch);
+        let claim = self.policy.claim.as_secs_f64();
+        let work = async move |conn: &mut Conn| {
+            let this = training_jobs::table
+                .find(job)
+                .filter(training_jobs::attempt.eq(attempt))
+                .filter(training_jobs::epoch.eq(epoch))
+                .filter(training_jobs::state.eq(JobState::Starting.as_str()));
+            let lease = sql::<Nullable<Timestamptz>>("clock_timestamp() + make_interval(secs => ")
+                .bind::<Double, _>(claim)
+                .sql(")");
+            Ok(diesel::update(this).set(training_jobs::lease_expires_at.eq(lease)).execute(conn).await?)
+        };
+        self.state.db.system(work).await?;
+        Ok(Next::Rest)
+    }
+
+    /// Raises the epoch; `When::Silent` unless a heartbeat came in since the decision.
+    pub(super) async fn fence(&self, at: &Situation, failure: Failure, when: When) -> Result<Next> {
         let (job, attempt, epoch) = (at.job.id, at.job.attempt, at.job.epoch);
         let stored = serde_json::to_value(&failure)?;
         let fenced = self.state.db.system(async move |conn| {
-            let expired = sql::<Bool>("coalesce(lease_expires_at <= clock_timestamp(), true)");
+            let allowed = match when {
+                When::Silent => sql::<Bool>("coalesce(lease_expires_at <= clock_timestamp(), true)"),
+                When::Always => sql::<Bool>("true"),
+            };
             let states = [JobState::Starting, JobState::Running, JobState::Pausing].map(JobState::as_str);
             let this = training_jobs::table
                 .find(job)
                 .filter(training_jobs::attempt.eq(attempt))
                 .filter(training_jobs::epoch.eq(epoch))
                 .filter(training_jobs::state.eq_any(states))
-                .filter(expired);
+                .filter(allowed);
             let raised = diesel::update(this).set(training_jobs::epoch.eq(epoch + 1)).execute(conn).await?;
             if raised == 0 {
                 return Ok(false);
@@ -211,7 +240,7 @@ impl Reconciler {
                 seen.events_collected = false;
                 Ok(Next::Again)
             }
-            Runtime::Alive => {
+            Runtime::Alive | Runtime::Waiting | Runtime::Doomed(_) => {
                 tokio::time::sleep(STOP_POLL).await;
                 Ok(Next::Again)
             }

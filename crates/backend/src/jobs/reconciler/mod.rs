@@ -9,6 +9,7 @@ mod act;
 mod collect;
 mod sweep;
 
+use act::When;
 use super::{
     decide::{Action, Observed, Runtime, decide},
     external,
@@ -315,7 +316,9 @@ impl Reconciler {
             Action::Dispatch => Ok(Next::Rest),
             Action::Requeue => self.requeue(at).await,
             Action::Launch => self.launch(at, seen).await,
-            Action::Fence(failure) => self.fence(at, failure).await,
+            Action::Fence(failure) => self.fence(at, failure, When::Silent).await,
+            Action::Revoke(failure) => self.fence(at, failure, When::Always).await,
+            Action::Renew => self.renew(at).await,
             Action::Stop { grace } => self.stop(at, grace, seen).await,
             Action::CollectEvents => self.collect(at, seen).await,
             Action::Verify => self.verify(at, seen, shift).await,

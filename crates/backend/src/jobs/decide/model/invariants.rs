@@ -4,7 +4,7 @@ use super::*;
 
 impl World {
     fn alive(&self) -> usize {
-        self.attempts.iter().filter(|a| matches!(a.process, Process::Alive { .. })).count()
+        self.attempts.iter().filter(|a| a.process.stands()).count()
     }
 
     fn check(&self, before: &Self) {
@@ -44,6 +44,8 @@ impl World {
                 return;
             }
             self.now += Duration::from_secs(20);
+            // A cluster that stays full is no fault of ours.
+            self.whim(&Whim::Admit);
             if trainers == Trainers::Diligent {
                 self.finish_attempt();
             }
