@@ -110,7 +110,8 @@ struct Trainer {
 async fn main() {
     let variable = |name: &str| std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set"));
     let file = |name: &str| std::fs::read_to_string(variable(name)).expect("a readable file");
-    let spec: JobSpec = serde_json::from_str(&file(job_env::JOB_SPEC_FILE)).expect("a job spec");
+    let text = std::env::var(job_env::JOB_SPEC).unwrap_or_else(|_| file(job_env::JOB_SPEC_FILE));
+    let spec: JobSpec = serde_json::from_str(&text).expect("a job spec");
     let script: BTreeMap<String, Vec<Op>> =
         serde_json::from_str(spec.config.name.as_deref().unwrap_or("{}")).expect("a script");
     let ops = script.get(&spec.attempt.to_string()).or_else(|| script.get("*")).cloned().unwrap_or_default();

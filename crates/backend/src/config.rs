@@ -4,7 +4,10 @@ use crate::{
     catalog::{Catalog, CatalogError},
     db::DbConfig,
     hub::HubConfig,
-    jobs::{launcher::subprocess::inheritable, policy::Policy},
+    jobs::{
+        launcher::{kubernetes::config::KubernetesConfig, subprocess::inheritable},
+        policy::Policy,
+    },
     limits::LimitsConfig,
     mlflow::MlflowConfig,
     oidc::OidcConfig,
@@ -34,9 +37,7 @@ pub enum ConfigError {
     SigningKey(#[source] TokenError),
     #[error("HONE_BOOTSTRAP_KEY must be `{KEY_PREFIX}` followed by at least 32 characters")]
     BootstrapKey,
-    #[error("TRAINING_MODE=kubernetes comes with the Kubernetes tier; use `subprocess` or `http`")]
-    Kubernetes,
-    #[error("TRAINING_MODE is set to `{0}`, which is not valid: must be `subprocess` or `http`")]
+    #[error("TRAINING_MODE is set to `{0}`, which is not valid: must be `subprocess`, `http` or `kubernetes`")]
     Mode(String),
 }
 
@@ -59,6 +60,8 @@ pub enum TrainingMode {
         /// What the service wants of its callers.
         token: Option<SecretString>,
     },
+    /// As Jobs in a Kubernetes cluster.
+    Kubernetes(Box<KubernetesConfig>),
 }
 
 /// How much of something one user may have.
@@ -170,7 +173,7 @@ fn training_mode(env: &Env) -> Result<TrainingMode, ConfigError> {
             let token = env.secret("TRAINER_SERVICE_TOKEN")?;
             Ok(TrainingMode::Http { url: url.trim_end_matches('/').to_owned(), token })
         }
-        "kubernetes" => Err(ConfigError::Kubernetes),
+        "kubernetes" => Ok(TrainingMode::Kubernetes(Box::new(KubernetesConfig::from_env(env)?))),
         other => Err(ConfigError::Mode(other.to_owned())),
     }
 }
@@ -224,7 +227,7 @@ mod tests {
         );
         assert_eq!(
             error(&[("TRAINING_MODE", "kubernetes")]),
-            "TRAINING_MODE=kubernetes comes with the Kubernetes tier; use `subprocess` or `http`"
+            "TRAINER_IMAGE is not set; give the image of hone-trainer, such as ghcr.io/hone-ml/hone-trainer:TAG"
         );
         assert_eq!(
             error(&[("TRAINING_MODE", "http")]),

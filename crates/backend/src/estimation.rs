@@ -115,6 +115,7 @@ fn launch_spec(state: &AppState, user: UserId, inputs: &Inputs, config: Training
         storage_gateway_url: state.config.gateway_url.clone(),
         token: state.config.token_key.mint(Grant::Job(grant), TOKEN_TTL).map_err(Error::defect)?,
         traceparent: service::telemetry::current_traceparent(),
+        gpu: None,
         spec: JobSpec {
             job_id: job,
             user_id: user,

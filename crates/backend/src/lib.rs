@@ -64,7 +64,7 @@ pub async fn run(env: Env) -> anyhow::Result<()> {
         db: Db::new(&config.database)?,
         gateway: Gateway::new(&config.gateway_url, &config.token_key)?,
         hub: hub::HubClient::new(&config.hub)?,
-        launcher: jobs::launcher(&config.training)?,
+        launcher: jobs::launcher(&config).await?,
         outgoing: webhooks::client(config.outgoing.clone())?,
         base_url,
         limits: Arc::new(Limits::new(&config.limits)),

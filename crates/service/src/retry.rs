@@ -26,6 +26,9 @@ impl RetryPolicy {
     /// A trainer's transfers, counted from the last progress.
     pub const TRANSFER: Self =
         Self { first_wait: Duration::from_secs(1), max_wait: Duration::from_secs(30), retries: 8 };
+    /// What the client of the Kubernetes API does by itself, within the 30 seconds of a call.
+    pub const CLUSTER: Self =
+        Self { first_wait: Duration::from_millis(5), max_wait: Duration::from_secs(30), retries: 15 };
     /// One batch of a trainer's reports, before it goes to storage instead.
     pub const CALLBACK: Self =
         Self { first_wait: Duration::from_secs(4), max_wait: Duration::from_secs(30), retries: 5 };
@@ -57,7 +60,7 @@ pub struct Dependency {
 
 /// The table. What retries by rows of the database (attempts of jobs, deliveries to webhooks) has its own schedule
 /// there.
-pub const DEPENDENCIES: [Dependency; 10] = [
+pub const DEPENDENCIES: [Dependency; 11] = [
     Dependency {
         caller: "backend",
         called: "storage gateway",
@@ -111,6 +114,13 @@ pub const DEPENDENCIES: [Dependency; 10] = [
         caller: "backend",
         called: "trainer service",
         policy: RetryPolicy::NONE,
+        breaker: true,
+        afterwards: "the reconciler's next look",
+    },
+    Dependency {
+        caller: "backend",
+        called: "Kubernetes API (429, 503, 504; as long as `Retry-After` says)",
+        policy: RetryPolicy::CLUSTER,
         breaker: true,
         afterwards: "the reconciler's next look",
     },

@@ -1,8 +1,9 @@
-//! Support for tests. What is here is real, but for [`hub`]: real processes, a real Postgres, and a proxy that really breaks
+//! Support for tests. What is here is real, but for [`hub`] and [`kube`]: real processes, a real Postgres, and a proxy that really breaks
 //! what passes it.
 
 pub mod fault;
 pub mod hub;
+pub mod kube;
 pub mod limits;
 mod postgres;
 mod process;

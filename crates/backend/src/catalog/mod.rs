@@ -1,6 +1,6 @@
 //! Presets and GPU configurations: the ones built in, or those of the file that `CATALOG_FILE` names.
 
-use crate::packages::check::parse;
+use crate::{jobs::launcher::kubernetes::placement::Placements, packages::check::parse};
 use serde::Deserialize;
 use service::{Env, EnvError};
 use std::{collections::BTreeSet, path::PathBuf};
@@ -17,6 +17,8 @@ const BUILT_IN: &str = include_str!("built_in.yaml");
 pub struct Catalog {
     pub presets: Vec<Preset>,
     pub gpu_configs: Vec<GpuConfig>,
+    /// How jobs with a GPU configuration run in Kubernetes.
+    pub placements: Placements,
 }
 
 #[derive(Deserialize)]
@@ -24,6 +26,8 @@ pub struct Catalog {
 struct File {
     presets: Option<Vec<Preset>>,
     gpu_configs: Option<Vec<GpuConfig>>,
+    #[serde(default)]
+    placements: Placements,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -47,8 +51,8 @@ impl Catalog {
     fn read(text: &str, rest: Option<Self>) -> Result<Self, CatalogError> {
         let file: File = serde_yaml_ng::from_str(text).map_err(|e| CatalogError::Content(e.to_string()))?;
         let (presets, gpu_configs) = rest.map(|r| (r.presets, r.gpu_configs)).unwrap_or_default();
-        let catalog =
-            Self { presets: file.presets.unwrap_or(presets), gpu_configs: file.gpu_configs.unwrap_or(gpu_configs) };
+        let (presets, gpu_configs) = (file.presets.unwrap_or(presets), file.gpu_configs.unwrap_or(gpu_configs));
+        let catalog = Self { presets, gpu_configs, placements: file.placements };
         catalog.check().map_err(CatalogError::Content)?;
         Ok(catalog)
     }
@@ -65,7 +69,10 @@ impl Catalog {
                 return Err(format!("GPU configuration `{}`: price_per_hour is {}", gpu.id, gpu.price_per_hour));
             }
         }
-        Ok(())
+        match self.placements.keys().find(|id| self.gpu_config(id).is_none()) {
+            Some(id) => Err(format!("there is a placement for `{id}`, which is no GPU configuration")),
+            None => Ok(()),
+        }
     }
 
     #[must_use]
@@ -124,6 +131,10 @@ mod tests {
         assert_eq!(
             read("presets: [{id: p, name: P, description: d, config: {training: {learning_rat: 1}}}]").unwrap_err(),
             "CATALOG_FILE: preset `p`: training configuration: training.learning_rat: is not a configuration key (did you mean `training.learning_rate`?)"
+        );
+        assert_eq!(
+            read("placements: {a101: {queue: all}}").unwrap_err(),
+            "CATALOG_FILE: there is a placement for `a101`, which is no GPU configuration"
         );
         assert!(read("preset: []").unwrap_err().contains("unknown field `preset`"));
         let missing: Env = [("CATALOG_FILE", "/nowhere/catalog.yaml")].into_iter().collect();

@@ -25,13 +25,17 @@ pub mod supervisor;
 pub mod transition;
 pub mod verdict;
 
-use crate::{AppState, config::TrainingMode};
+use crate::{
+    AppState,
+    config::{Config, TrainingMode},
+};
 use actix_web::web;
 use anyhow::Context;
 use ingest::commit::{self, Committer};
 use launcher::{
     Launcher,
     http::Http,
+    kubernetes::Kubernetes,
     subprocess::{Subprocess, SubprocessConfig},
 };
 use policy::Policy;
@@ -41,9 +45,9 @@ use stream::hub::{self, Hub};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-/// What starts trainers in this tier.
-pub fn launcher(mode: &TrainingMode) -> anyhow::Result<Arc<dyn Launcher>> {
-    Ok(match mode {
+/// What starts trainers in this tier. Needs the runtime it will work on.
+pub async fn launcher(config: &Config) -> anyhow::Result<Arc<dyn Launcher>> {
+    Ok(match &config.training {
         TrainingMode::Subprocess { trainer, run_dir, inherited, memory } => {
             Arc::new(Subprocess::new(SubprocessConfig {
                 trainer: trainer.clone(),
@@ -56,6 +60,9 @@ pub fn launcher(mode: &TrainingMode) -> anyhow::Result<Arc<dyn Launcher>> {
         }
         TrainingMode::Http { url, token } => {
             Arc::new(Http::new(url, token.as_ref()).context("cannot use TRAINER_SERVICE_URL")?)
+        }
+        TrainingMode::Kubernetes(kubernetes) => {
+            Arc::new(Kubernetes::new(kubernetes.as_ref().clone(), config.catalog.placements.clone()).await?)
         }
     })
 }

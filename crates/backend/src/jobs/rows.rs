@@ -33,6 +33,7 @@ pub struct JobRow {
     pub user_id: Uuid,
     pub state: String,
     pub framework: String,
+    pub gpu_config: Option<String>,
     pub config: Value,
     pub spec: Value,
     pub attempt: i32,

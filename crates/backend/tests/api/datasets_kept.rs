@@ -76,7 +76,7 @@ async fn the_report_stays_for_a_month_and_objects_that_could_not_be_deleted_go_l
             .await?)
     };
     app.db.system(forget).await.unwrap();
-    let state = state(&app);
+    let state = state(&app).await;
     let id = app.get("/datasets/words").await.expect(200)["id"].as_str().unwrap().to_owned();
     let key = format!("datasets/{}/{id}/train.jsonl", app.user);
     state.gateway.put_bytes(&key, "left".into()).await.unwrap();

@@ -173,7 +173,7 @@ async fn an_artifact_tells_where_it_comes_from_and_is_held_by_a_job_that_goes_on
     app.delete(&format!("/api/training/versions/{draft}")).await.expect(204);
 
     // Deleting hides it at once; the sweeper frees its storage once nobody can be reading it any more.
-    let sweeper = crate::sweep::state(&app);
+    let sweeper = crate::sweep::state(&app).await;
     let below = format!("jobs/{user}/{job}/");
     let prefix = format!("{below}attempt-9/artifacts/");
     for name in ["adapter_config.json", "adapter_model.safetensors", "manifest.json"] {

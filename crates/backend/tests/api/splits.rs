@@ -12,7 +12,7 @@ impl TestApp {
     /// The rows of a dataset's file, as they are stored.
     async fn rows_of(&self, dataset: &Value) -> Vec<String> {
         let key = dataset["files"][0]["key"].as_str().unwrap();
-        let content = crate::sweep::state(self).gateway.get(key, None).await.unwrap().text().await.unwrap();
+        let content = crate::sweep::state(self).await.gateway.get(key, None).await.unwrap().text().await.unwrap();
         content.lines().map(str::to_owned).collect()
     }
 }

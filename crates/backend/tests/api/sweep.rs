@@ -17,7 +17,7 @@ use wire::{
 };
 
 /// The state of a backend in this process, beside the one that serves.
-pub fn state(app: &TestApp) -> AppState {
+pub async fn state(app: &TestApp) -> AppState {
     let env: Env = [
         ("DATABASE_URL", app.database_url.as_str()),
         ("STORAGE_GATEWAY_URL", app.gateway_url()),
@@ -32,7 +32,7 @@ pub fn state(app: &TestApp) -> AppState {
         db: app.db.clone(),
         gateway: Gateway::new(&config.gateway_url, &config.token_key).unwrap(),
         hub: HubClient::new(&config.hub).unwrap(),
-        launcher: backend::jobs::launcher(&config.training).unwrap(),
+        launcher: backend::jobs::launcher(&config).await.unwrap(),
         outgoing: backend::webhooks::client(config.outgoing.clone()).unwrap(),
         base_url: app.url.clone(),
         limits: Arc::new(Limits::new(&config.limits)),
@@ -83,7 +83,7 @@ async fn abandoned_uploads_are_removed_when_they_are_old_and_ready_ones_stay() {
         backend::store::Dataset::insert(conn, user, wire::DatasetId::random(), "orphan").await.map(|d| d.prefix())
     };
     let prefix = app.db.tenant(user, orphan).await.unwrap();
-    let state = state(&app);
+    let state = state(&app).await;
     state.gateway.put_bytes(&format!("{prefix}train.jsonl"), "half".into()).await.unwrap();
 
     sweep::sweep(&state).await.unwrap();
@@ -132,7 +132,7 @@ async fn objects_that_could_not_be_deleted_are_deleted_later() {
         Ok(sql.execute(conn).await?)
     };
     assert_eq!(app.db.system(backdate).await.unwrap(), 1);
-    let state = state(&app);
+    let state = state(&app).await;
     sweep::sweep(&state).await.unwrap();
     assert_eq!(app.objects(&prefix).await, Vec::<String>::new());
     let purged = async |conn: &mut Conn| {

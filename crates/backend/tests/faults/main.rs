@@ -10,6 +10,7 @@ mod attempts;
 mod backend_dies;
 mod callbacks;
 mod database;
+mod kubernetes;
 mod oracle;
 mod real_trainer;
 mod replicas;

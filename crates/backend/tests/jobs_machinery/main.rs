@@ -8,6 +8,7 @@ mod costs;
 mod dead_letters;
 mod external;
 mod gateway;
+mod kubernetes;
 mod restart;
 mod service;
 mod streams;

@@ -1,6 +1,7 @@
 //! Where trainers run. The reconciler knows only this trait; what it cannot observe it does not assume.
 
 pub mod http;
+pub mod kubernetes;
 mod rehearsal;
 pub mod subprocess;
 
@@ -9,7 +10,7 @@ use futures::future::BoxFuture;
 use secrecy::SecretString;
 use serde_json::Value;
 use std::{fmt, time::Duration};
-use wire::{JobId, JobSpec, estimate::Estimate};
+use wire::{JobId, JobSpec, catalog::GpuConfig, estimate::Estimate};
 
 /// Everything a trainer gets.
 #[derive(Debug, Clone)]
@@ -20,6 +21,8 @@ pub struct LaunchSpec {
     pub token: SecretString,
     /// W3C trace context of whoever dispatched the job.
     pub traceparent: Option<String>,
+    /// The job's GPU configuration.
+    pub gpu: Option<GpuConfig>,
 }
 
 /// Names a runtime, also for a backend that did not start it.
@@ -38,6 +41,8 @@ pub struct Leftover {
     pub alive: bool,
     /// It ended and its log is not in storage yet.
     pub log_due: bool,
+    /// It is kept until [`Launcher::release`].
+    pub held: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -94,6 +99,16 @@ pub trait Launcher: Send + Sync + fmt::Debug {
     /// The log of a runtime that is over.
     fn log<'a>(&'a self, _handle: &'a Handle) -> BoxFuture<'a, Option<Vec<u8>>> {
         Box::pin(async { None })
+    }
+
+    /// The log of a runtime that goes on, as far as there is one.
+    fn live_log<'a>(&'a self, _handle: &'a Handle) -> BoxFuture<'a, Option<Vec<u8>>> {
+        Box::pin(async { None })
+    }
+
+    /// The outcome of an attempt that is over is stored, and its log as well.
+    fn release<'a>(&'a self, _handle: &'a Handle) -> BoxFuture<'a, ()> {
+        Box::pin(async {})
     }
 
     /// The log is in storage.

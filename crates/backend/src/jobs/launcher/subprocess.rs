@@ -309,7 +309,8 @@ fn list(root: &Path, host: &str) -> io::Result<Vec<Leftover>> {
         let alive = matches!(record::observe(&dir)?, State::Alive { .. });
         let log_due = !alive && log_due(&dir);
         let runtime = json!({"kind": "subprocess", "host": host, "dir": dir});
-        all.push(Leftover { handle: Handle { job: found.job, attempt: found.attempt, runtime }, alive, log_due });
+        let handle = Handle { job: found.job, attempt: found.attempt, runtime };
+        all.push(Leftover { handle, alive, log_due, held: false });
     }
     Ok(all)
 }

@@ -162,6 +162,7 @@ impl Reconciler {
             storage_gateway_url: self.state.config.gateway_url.clone(),
             token: self.state.config.token_key.mint(Grant::Job(grant), TOKEN_TTL).map_err(Error::defect)?,
             traceparent: service::telemetry::current_traceparent(),
+            gpu: at.job.gpu_config.as_deref().and_then(|id| self.state.config.catalog.gpu_config(id)).cloned(),
             spec: JobSpec {
                 job_id: job,
                 user_id: user,

@@ -7,6 +7,7 @@ use crate::{
         decide::{Action, Observed, Runtime, decide},
         launcher::Leftover,
         rows::Situation,
+        state::has_runtime,
     },
 };
 use wire::{JobState, layout};
@@ -15,7 +16,7 @@ impl Reconciler {
     /// Best effort: what fails is tried again by the next sweep.
     pub(super) async fn sweep(&self) {
         for leftover in self.launcher.leftovers().await {
-            if !leftover.alive && !leftover.log_due {
+            if !leftover.alive && !leftover.log_due && !leftover.held {
                 continue;
             }
             if let Err(error) = self.clean(&leftover).await {
@@ -34,6 +35,7 @@ impl Reconciler {
             // The job's row is gone: nobody wants the process or its log.
             self.launcher.stop(handle, self.policy.kill_grace).await;
             self.launcher.log_kept(handle).await;
+            self.launcher.release(handle).await;
             return Ok(());
         };
         if leftover.alive {
@@ -45,7 +47,14 @@ impl Reconciler {
             }
             return Ok(());
         }
-        self.keep_log(leftover, &at).await
+        if leftover.log_due {
+            self.keep_log(leftover, &at).await?;
+        }
+        let settled = at.snapshot.attempt != handle.attempt || !has_runtime(at.snapshot.state);
+        if leftover.held && settled {
+            self.launcher.release(handle).await;
+        }
+        Ok(())
     }
 
     async fn end_lingering(&self, leftover: &Leftover, at: &Situation) {

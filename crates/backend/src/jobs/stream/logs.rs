@@ -1,7 +1,8 @@
-//! The log of a job as text: the trainer's own when it is in storage, else what its events say.
+//! The log of a job as text: the trainer's own when it is in storage, else what its launcher can show of it now, else what
+//! its events say.
 
 use super::page;
-use crate::{AppState, db::Conn, error::Result};
+use crate::{AppState, db::Conn, error::Result, jobs::rows::AttemptRow};
 use actix_web::HttpResponse;
 use bytes::Bytes;
 use futures::{StreamExt, stream};
@@ -24,8 +25,20 @@ pub async fn response(state: AppState, user: UserId, job: JobId, attempt: u32) -
             if error.status() != Some(404) {
                 tracing::warn!(job.id = %job, error = %service::error::chain(&error), "cannot read the trainer's log; showing the events");
             }
-            Ok(HttpResponse::Ok().content_type(TEXT).streaming(rendered(state, user, job).boxed_local()))
+            match live(&state, user, job, attempt).await? {
+                Some(log) => Ok(HttpResponse::Ok().content_type(TEXT).body(log)),
+                None => Ok(HttpResponse::Ok().content_type(TEXT).streaming(rendered(state, user, job).boxed_local())),
+            }
         }
+    }
+}
+
+async fn live(state: &AppState, user: UserId, job: JobId, attempt: u32) -> Result<Option<Vec<u8>>> {
+    let number = i32::try_from(attempt).unwrap_or_default();
+    let find = async move |conn: &mut Conn| AttemptRow::find(conn, job, number).await;
+    match state.db.tenant(user, find).await? {
+        Some(attempt) => Ok(state.launcher.live_log(&attempt.handle()).await),
+        None => Ok(None),
     }
 }
 

@@ -133,7 +133,7 @@ async fn a_file_is_deleted_when_its_time_is_over() {
     };
     app.db.system(expire).await.unwrap();
     app.get(&format!("/v1/files/{id}")).await.expect(404);
-    backend::sweep::sweep(&crate::sweep::state(&app)).await.unwrap();
+    backend::sweep::sweep(&crate::sweep::state(&app).await).await.unwrap();
     app.get(&format!("/datasets/{id}")).await.expect(404);
     assert_eq!(app.objects(&format!("datasets/{}/", app.user)).await, Vec::<String>::new());
 }

@@ -244,7 +244,7 @@ async fn a_deleted_file_stays_in_storage_until_its_jobs_are_over() {
     let body = json!({"model": "tiny", "training_file": train, "validation_file": valid});
     let job = app.fine_tune(&body).await.expect(200)["id"].as_str().unwrap().to_owned();
     app.put_in(&job, "paused").await;
-    let state = crate::sweep::state(&app);
+    let state = crate::sweep::state(&app).await;
     let objects = async || app.objects(&format!("datasets/{}/", app.user)).await.len();
     let long_ago = async || {
         let at = chrono::Utc::now() - chrono::TimeDelta::hours(1);

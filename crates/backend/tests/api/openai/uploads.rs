@@ -103,6 +103,6 @@ async fn an_upload_is_refused_cancelled_or_expires_without_a_trace() {
     };
     app.db.system(expire).await.unwrap();
     assert!(app.add_part(&late, "y").await.error().ends_with("has expired"));
-    sweep::sweep(&crate::sweep::state(&app)).await.unwrap();
+    sweep::sweep(&crate::sweep::state(&app).await).await.unwrap();
     assert_eq!(app.stored().await, 0);
 }
