@@ -240,13 +240,14 @@ fn by_cluster(ending: &Ending, at: &str, tail: &str) -> Verdict {
             FailureCode::DiskFull,
             format!("the trainer was ended {at} because it wrote more than it may ({cause}); raise KUBE_SCRATCH{tail}"),
         ),
-        Ending::NodeLost { cause } => Verdict::failed(
-            FailureCode::TrainerDied,
-            format!("the machine of the trainer was lost {at} ({cause})"),
-        ),
+        Ending::NodeLost { cause } => {
+            Verdict::failed(FailureCode::TrainerDied, format!("the machine of the trainer was lost {at} ({cause})"))
+        }
         Ending::Deleted { what } => Verdict::failed(
             FailureCode::DeletedExternally,
-            format!("{what} was deleted externally {at}, not by Hone; create the job again to go on, and cancel jobs in Hone"),
+            format!(
+                "{what} was deleted externally {at}, not by Hone; create the job again to go on, and cancel jobs in Hone"
+            ),
         ),
         // Of a cluster only this is left.
         _ => Verdict::failed(
@@ -418,7 +419,11 @@ mod tests {
 
     fn judge(ending: Ending) -> Verdict {
         let (job, attempt) = job(JobState::Running);
-        of(&job, &attempt, &Exit { ending, log_tail: "the last line".into(), peak_memory: Some(300 << 20), memory_limit: None })
+        of(
+            &job,
+            &attempt,
+            &Exit { ending, log_tail: "the last line".into(), peak_memory: Some(300 << 20), memory_limit: None },
+        )
     }
 
     #[test]

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use testkit::kube::{Faults, Kube};
 use wire::{JobId, JobState, job::FailureCode, layout};
 
-const ALL: Faults = Faults { too_many: 0.05, error: 0.05, lost_reply: 0.1, conflict: 0.3, drop_watch: 0.2, expire: 0.2 };
+const ALL: Faults =
+    Faults { too_many: 0.05, error: 0.05, lost_reply: 0.1, conflict: 0.3, drop_watch: 0.2, expire: 0.2 };
 
 fn finishes(from: u64, steps: u64) -> Value {
     json!([{"op": "started"}, {"op": "paced", "from": from, "to": steps, "ms": 20}, {"op": "finish", "steps": steps}])
@@ -49,7 +50,8 @@ async fn step(world: &World, job: JobId) {
 async fn row_33_a_cluster_that_refuses_forgets_and_drops_costs_nothing_but_time() {
     for seed in seeds() {
         let kube = Kube::start(&stub(), seed);
-        let mut setup = Setup::seed(seed).with("KUBE_TTL_SECONDS", 0).with("KUBE_GRACE_SECONDS", 2).with("KUBE_RESYNC_SECONDS", 2);
+        let mut setup =
+            Setup::seed(seed).with("KUBE_TTL_SECONDS", 0).with("KUBE_GRACE_SECONDS", 2).with("KUBE_RESYNC_SECONDS", 2);
         for (name, value) in kube.environment() {
             setup = setup.with(name, value);
         }
@@ -71,9 +73,21 @@ async fn row_33_a_cluster_that_refuses_forgets_and_drops_costs_nothing_but_time(
         assert_eq!(status, 200, "seed {seed}: {view}");
 
         let view = oracle::check(&world, good).await;
-        assert_eq!((view.state, view.attempt), (JobState::Succeeded, 1), "seed {seed}: {:?}\n{}", view.failure, world.log());
+        assert_eq!(
+            (view.state, view.attempt),
+            (JobState::Succeeded, 1),
+            "seed {seed}: {:?}\n{}",
+            view.failure,
+            world.log()
+        );
         let view = oracle::check(&world, dead).await;
-        assert_eq!((view.state, view.attempt), (JobState::Succeeded, 2), "seed {seed}: {:?}\n{}", view.failure, world.log());
+        assert_eq!(
+            (view.state, view.attempt),
+            (JobState::Succeeded, 2),
+            "seed {seed}: {:?}\n{}",
+            view.failure,
+            world.log()
+        );
         let view = oracle::check(&world, unwanted).await;
         assert_eq!((view.state, view.failure), (JobState::Cancelled, None), "seed {seed}");
         let view = oracle::check(&world, deleted).await;

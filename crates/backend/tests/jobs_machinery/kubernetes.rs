@@ -69,7 +69,10 @@ async fn a_job_becomes_a_kubernetes_job_with_a_restricted_pod_and_leaves_nothing
     let seccomp = json!({"type": "RuntimeDefault"});
     assert_eq!(pod["restartPolicy"], "Never");
     assert_eq!(pod["automountServiceAccountToken"], false);
-    assert_eq!((&pod["securityContext"]["runAsNonRoot"], &pod["securityContext"]["seccompProfile"]), (&json!(true), &seccomp));
+    assert_eq!(
+        (&pod["securityContext"]["runAsNonRoot"], &pod["securityContext"]["seccompProfile"]),
+        (&json!(true), &seccomp)
+    );
     let security = &container["securityContext"];
     assert_eq!(
         (&security["allowPrivilegeEscalation"], &security["readOnlyRootFilesystem"], &security["capabilities"]["drop"]),

@@ -53,7 +53,9 @@ pub fn log_of(dir: &Path, pod: &str) -> PathBuf {
 fn set_condition(object: &mut Value, name: &str, reason: &str, message: &str) {
     let mut all = list(object, "/status/conditions").to_vec();
     all.retain(|c| c["type"] != name);
-    all.push(json!({"type": name, "status": "True", "reason": reason, "message": message, "lastTransitionTime": now()}));
+    all.push(
+        json!({"type": name, "status": "True", "reason": reason, "message": message, "lastTransitionTime": now()}),
+    );
     object["status"]["conditions"] = json!(all);
 }
 
@@ -161,7 +163,9 @@ fn conclude(job: &mut Value, pod: &Value) {
             format!("Pod trainers/{name} has condition DisruptionTarget matching FailJob rule at index 1")
         }
         Some(code) => {
-            format!("Container trainer for pod trainers/{name} failed with exit code {code} matching FailJob rule at index 0")
+            format!(
+                "Container trainer for pod trainers/{name} failed with exit code {code} matching FailJob rule at index 0"
+            )
         }
         None => format!("Pod trainers/{name} failed"),
     };
@@ -258,7 +262,8 @@ fn run_pod(inner: &mut Inner, mut pod: Value) {
             inner.objects.update("pods", pod);
         }
         Fate::Unschedulable { message } => {
-            let all = json!([{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}]);
+            let all =
+                json!([{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}]);
             pod["status"]["conditions"] = all;
             inner.objects.update("pods", pod);
         }

@@ -39,10 +39,17 @@ pub enum Fate {
     #[default]
     Run,
     /// It waits for its container, with this reason (`ImagePullBackOff` …).
-    Waiting { reason: String, message: String },
-    Unschedulable { message: String },
+    Waiting {
+        reason: String,
+        message: String,
+    },
+    Unschedulable {
+        message: String,
+    },
     /// The container runtime cannot run it.
-    CannotRun { message: String },
+    CannotRun {
+        message: String,
+    },
 }
 
 /// What a cluster does to a pod that runs.
@@ -50,7 +57,9 @@ pub enum Fate {
 pub enum Whim {
     OutOfMemory,
     /// By the kubelet.
-    Evict { message: String },
+    Evict {
+        message: String,
+    },
     /// By the scheduler: SIGTERM, its grace, SIGKILL.
     Preempt,
     LoseNode,

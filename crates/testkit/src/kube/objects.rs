@@ -185,7 +185,8 @@ impl Objects {
         merge(&mut after, patch);
         let added = |f: &&Value| !list(&before, "/metadata/finalizers").contains(f);
         if is_deleting(&before) && list(&after, "/metadata/finalizers").iter().any(|f| added(&f)) {
-            let message = "metadata.finalizers: Forbidden: no new finalizers can be added if the object is being deleted";
+            let message =
+                "metadata.finalizers: Forbidden: no new finalizers can be added if the object is being deleted";
             return Err(Refusal::new(422, "Invalid", message));
         }
         if kind == "jobs" && before["spec"]["template"] != after["spec"]["template"] {

@@ -9,7 +9,6 @@ mod act;
 mod collect;
 mod sweep;
 
-use act::When;
 use super::{
     decide::{Action, Observed, Runtime, decide},
     external,
@@ -19,6 +18,7 @@ use super::{
     state::has_runtime,
 };
 use crate::{AppState, error::Result, schema::training_jobs};
+use act::When;
 use diesel::{dsl::sql, prelude::*, sql_types::Bool};
 use diesel_async::RunQueryDsl;
 use futures::FutureExt;

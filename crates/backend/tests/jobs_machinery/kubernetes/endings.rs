@@ -117,7 +117,8 @@ async fn an_attempt_that_takes_too_long_is_not_tried_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn exit_codes_and_signals_mean_what_they_mean_for_a_process() {
     let (kube, world) = world(&[]).await;
-    let ends = |op: Value| json!({"1": [{"op": "started"}, {"op": "print", "text": "its last line"}, op], "2": finishes(2)});
+    let ends =
+        |op: Value| json!({"1": [{"op": "started"}, {"op": "print", "text": "its last line"}, op], "2": finishes(2)});
     let job = world.job(ends(json!({"op": "signal", "number": 9}))).await;
     let (code, message) = first_failure(&world, job).await;
     assert_eq!(code, FailureCode::TrainerDied);
@@ -136,7 +137,10 @@ async fn a_name_that_somebody_else_took_is_said_and_not_touched() {
     let (kube, world): (Kube, World) = world(&[("MAX_CONCURRENT_JOBS", "1")]).await;
     let blocker = running(&world).await;
     let job = world.job(json!({"1": finishes(1)})).await;
-    kube.put("jobs", json!({"metadata": {"name": name(job, 1), "labels": {"app": "another"}}, "spec": {"suspend": true}}));
+    kube.put(
+        "jobs",
+        json!({"metadata": {"name": name(job, 1), "labels": {"app": "another"}}, "spec": {"suspend": true}}),
+    );
     world.post(&format!("/training/jobs/{blocker}/cancel")).await;
     let failure = failure(&world, job).await;
     assert_eq!(failure.code, FailureCode::StartFailed, "{}", failure.message);

@@ -50,13 +50,19 @@ impl KubernetesConfig {
     pub fn from_env(env: &Env) -> Result<Self, EnvError> {
         let text = |value: Option<&str>| value.map(str::to_owned);
         let seconds = |value: Option<u32>, default: u32| Duration::from_secs(value.unwrap_or(default).into());
-        let image = env.required("TRAINER_IMAGE", "give the image of hone-trainer, such as ghcr.io/hone-ml/hone-trainer:TAG")?;
+        let image =
+            env.required("TRAINER_IMAGE", "give the image of hone-trainer, such as ghcr.io/hone-ml/hone-trainer:TAG")?;
         let instance = env.get("KUBE_INSTANCE").unwrap_or("hone");
         if !is_label(instance) {
             let reason = "it must be the value of a label: at most 63 letters, digits, `-`, `_` and `.`";
-            return Err(EnvError::Invalid { name: "KUBE_INSTANCE".into(), value: instance.into(), reason: reason.into() });
+            return Err(EnvError::Invalid {
+                name: "KUBE_INSTANCE".into(),
+                value: instance.into(),
+                reason: reason.into(),
+            });
         }
-        let allowed = |name: &str| INHERITED.contains(&name) || name.starts_with(INHERITED_PREFIX) && name != NOT_INHERITED;
+        let allowed =
+            |name: &str| INHERITED.contains(&name) || name.starts_with(INHERITED_PREFIX) && name != NOT_INHERITED;
         let secrets = env.get("KUBE_IMAGE_PULL_SECRETS").unwrap_or_default().split(',').map(str::trim);
         let service = env.get("TRAINER_SERVICE_URL").map(|url| url.trim_end_matches('/').to_owned());
         let token = env.secret("TRAINER_SERVICE_TOKEN")?;
@@ -82,7 +88,11 @@ impl KubernetesConfig {
             start: seconds(env.parse("KUBE_START_SECONDS")?, 1800),
             pull: seconds(env.parse("KUBE_PULL_SECONDS")?, 60),
             resync: seconds(env.parse::<NonZeroU32>("KUBE_RESYNC_SECONDS")?.map(NonZeroU32::get), 30),
-            inherited: env.iter().filter(|(name, _)| allowed(name)).map(|(k, v)| (k.to_owned(), v.to_owned())).collect(),
+            inherited: env
+                .iter()
+                .filter(|(name, _)| allowed(name))
+                .map(|(k, v)| (k.to_owned(), v.to_owned()))
+                .collect(),
             rehearsals: service.map(|url| (url, token)),
         })
     }
@@ -118,7 +128,15 @@ mod tests {
 
     fn gpu(id: &str, gpu_count: u32) -> wire::catalog::GpuConfig {
         let (name, currency) = (id.to_owned(), "USD".to_owned());
-        wire::catalog::GpuConfig { id: id.into(), name, gpu: None, gpu_count, memory_gb: 8, price_per_hour: 1.0, currency }
+        wire::catalog::GpuConfig {
+            id: id.into(),
+            name,
+            gpu: None,
+            gpu_count,
+            memory_gb: 8,
+            price_per_hour: 1.0,
+            currency,
+        }
     }
 
     #[test]
@@ -127,15 +145,18 @@ mod tests {
         assert!(error.starts_with("TRAINER_IMAGE is not set; give the image of hone-trainer"), "{error}");
         assert!(config(&[("KUBE_INSTANCE", "-a")]).unwrap_err().contains("KUBE_INSTANCE is set to `-a`"));
         assert!(config(&[("KUBE_RESYNC_SECONDS", "0")]).unwrap_err().contains("KUBE_RESYNC_SECONDS"));
-        let quiet = config(&[("OTEL_EXPORTER_OTLP_HEADERS", "secret"), ("OTEL_A", "b"), ("DATABASE_URL", "s")]).unwrap();
+        let quiet =
+            config(&[("OTEL_EXPORTER_OTLP_HEADERS", "secret"), ("OTEL_A", "b"), ("DATABASE_URL", "s")]).unwrap();
         assert_eq!(quiet.inherited.into_keys().collect::<Vec<_>>(), ["OTEL_A"]);
     }
 
     #[test]
     fn a_gpu_configuration_asks_for_its_gpus_and_its_own_placement_wins() {
         let config = config(&[("KUBE_CPU", "2"), ("KUBE_MEMORY", "4Gi"), ("KUBE_QUEUE", "all")]).unwrap();
-        let own: Placements =
-            serde_yaml_ng::from_str("big: {resources: {memory: 64Gi, nvidia.com/gpu: '4'}, node_selector: {pool: gpu}}").unwrap();
+        let own: Placements = serde_yaml_ng::from_str(
+            "big: {resources: {memory: 64Gi, nvidia.com/gpu: '4'}, node_selector: {pool: gpu}}",
+        )
+        .unwrap();
         let plain = config.placement(&own, None);
         assert_eq!(plain.resources.get("memory").map(String::as_str), Some("4Gi"));
         let small = config.placement(&own, Some(&gpu("small", 2)));

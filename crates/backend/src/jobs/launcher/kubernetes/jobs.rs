@@ -2,8 +2,9 @@
 //! backend or another one.
 
 use super::{
-    Kubernetes, STOP_WAIT, launch_error,
+    Kubernetes, STOP_WAIT,
     cluster::{CallError, Result},
+    launch_error,
     manifest::{self, FINALIZER, PREPARED, STOPPED, is_queued},
     view::{self, Sight, View},
 };
@@ -46,7 +47,10 @@ impl Kubernetes {
         }
         let uid = job.metadata.uid.clone().unwrap_or_default();
         let secret = manifest::secret(&self.config, launch, &uid).map_err(unusable)?;
-        self.cluster.ensure_secret(&secret).await.map_err(|e| launch_error("cannot create the Secret of its token", &e))?;
+        self.cluster
+            .ensure_secret(&secret)
+            .await
+            .map_err(|e| launch_error("cannot create the Secret of its token", &e))?;
         if let Some(map) = manifest::config_map(&self.config, launch, &uid).map_err(unusable)? {
             let failed = |e| launch_error("cannot create the ConfigMap of its specification", &e);
             self.cluster.ensure_config_map(&map).await.map_err(failed)?;
@@ -61,7 +65,9 @@ impl Kubernetes {
         if self.is_ours(&job, launch.spec.job_id, launch.spec.attempt) {
             return Ok(job);
         }
-        Err(LaunchError::Fatal(format!("there is a Kubernetes Job {name} that is not Hone's; delete it and start the job again")))
+        Err(LaunchError::Fatal(format!(
+            "there is a Kubernetes Job {name} that is not Hone's; delete it and start the job again"
+        )))
     }
 
     /// Lets it start, unless somebody called it off since it was read.

@@ -122,7 +122,12 @@ impl Kubernetes {
     async fn ask(&self, handle: &Handle, name: &str) -> cluster::Result<Sight> {
         let job = self.cluster.call(self.cluster.jobs.get_opt(name)).await?;
         let job = job.filter(|job| self.is_ours(job, handle.job, handle.attempt));
-        let mine = format!("{},{LABEL_JOB}={},{LABEL_ATTEMPT}={}", manifest::selector(&self.config), handle.job, handle.attempt);
+        let mine = format!(
+            "{},{LABEL_JOB}={},{LABEL_ATTEMPT}={}",
+            manifest::selector(&self.config),
+            handle.job,
+            handle.attempt
+        );
         let params = kube::api::ListParams::default().labels(&mine);
         let pods = self.cluster.call(self.cluster.pods.list(&params)).await?.items;
         for object in &pods {
@@ -308,7 +313,9 @@ impl Launcher for Kubernetes {
         async move {
             match &self.rehearsals {
                 Some(service) => service.rehearse(spec).await,
-                None => Err(RehearsalError::Unavailable("rehearsals need a trainer service; set TRAINER_SERVICE_URL".into())),
+                None => Err(RehearsalError::Unavailable(
+                    "rehearsals need a trainer service; set TRAINER_SERVICE_URL".into(),
+                )),
             }
         }
         .boxed()
@@ -319,12 +326,14 @@ impl Launcher for Kubernetes {
     }
 
     fn log<'a>(&'a self, handle: &'a Handle) -> BoxFuture<'a, Option<Vec<u8>>> {
-        let params = LogParams { container: Some(CONTAINER.into()), limit_bytes: Some(LOG_BYTES), ..LogParams::default() };
+        let params =
+            LogParams { container: Some(CONTAINER.into()), limit_bytes: Some(LOG_BYTES), ..LogParams::default() };
         self.read_log(handle, params).boxed()
     }
 
     fn live_log<'a>(&'a self, handle: &'a Handle) -> BoxFuture<'a, Option<Vec<u8>>> {
-        let params = LogParams { container: Some(CONTAINER.into()), tail_lines: Some(LIVE_LINES), ..LogParams::default() };
+        let params =
+            LogParams { container: Some(CONTAINER.into()), tail_lines: Some(LIVE_LINES), ..LogParams::default() };
         self.read_log(handle, params).boxed()
     }
 

@@ -101,7 +101,10 @@ impl Sight {
                 false => View::Is(Runtime::Alive),
                 true => View::Pending {
                     limit: Limit::Start,
-                    reason: format!("Kubernetes makes no pod for it; `kubectl describe job {}` says why", job.name_any()),
+                    reason: format!(
+                        "Kubernetes makes no pod for it; `kubectl describe job {}` says why",
+                        job.name_any()
+                    ),
                 },
             };
         };
@@ -136,7 +139,10 @@ impl Sight {
         let failed = job.and_then(|job| condition(job, "Failed"));
         let pod = self.pods.iter().chain(&self.departed).max_by_key(|pod| pod.metadata.creation_timestamp.clone());
         if failed.is_some_and(|c| c.reason.as_deref() == Some("DeadlineExceeded")) {
-            return Some(Exit { log_tail: pod.map(last_words).unwrap_or_default(), ..Exit::new(Ending::DeadlineExceeded) });
+            return Some(Exit {
+                log_tail: pod.map(last_words).unwrap_or_default(),
+                ..Exit::new(Ending::DeadlineExceeded)
+            });
         }
         pod.and_then(of_pod).or_else(|| failed.and_then(of_condition))
     }
@@ -241,8 +247,13 @@ fn of_disruption(reason: &str, said: &str) -> Option<Ending> {
     let own_fault = said.contains("ephemeral") && said.contains("exceeds") || said.contains("EmptyDir");
     Some(match reason {
         "Evicted" | "TerminationByKubelet" if own_fault => Ending::OutOfDisk { cause: cause() },
-        "Evicted" | "TerminationByKubelet" | "PreemptionByScheduler" | "Preempting" | "EvictionByEvictionAPI"
-        | "NodeShutdown" | "Terminated" => Ending::Evicted { cause: cause() },
+        "Evicted"
+        | "TerminationByKubelet"
+        | "PreemptionByScheduler"
+        | "Preempting"
+        | "EvictionByEvictionAPI"
+        | "NodeShutdown"
+        | "Terminated" => Ending::Evicted { cause: cause() },
         "DeletionByPodGC" | "DeletionByTaintManager" | "NodeLost" => Ending::NodeLost { cause: cause() },
         _ => return None,
     })

@@ -55,14 +55,21 @@ fn every_end_of_a_pod_has_its_name() {
     }
     // It had the time to leave in order.
     assert_eq!(of(disrupted(75, "PreemptionByScheduler", "m")).ending, Ending::Code { code: 75 });
-    let full = of(disrupted(137, "TerminationByKubelet", "Pod ephemeral local storage usage exceeds the total limit of containers 1Gi."));
+    let full = of(disrupted(
+        137,
+        "TerminationByKubelet",
+        "Pod ephemeral local storage usage exceeds the total limit of containers 1Gi.",
+    ));
     assert!(matches!(full.ending, Ending::OutOfDisk { .. }), "{full:?}");
 }
 
 #[test]
 fn a_job_whose_pod_is_gone_still_tells_why_it_failed() {
     let said = "Container trainer for pod n/p failed with exit code 137 matching FailJob rule at index 0";
-    assert_eq!(ending(finished("PodFailurePolicy", said), vec![]).ending, Ending::Signal { signal: 9, out_of_memory: false });
+    assert_eq!(
+        ending(finished("PodFailurePolicy", said), vec![]).ending,
+        Ending::Signal { signal: 9, out_of_memory: false }
+    );
     let said = "Pod n/p has condition DisruptionTarget matching FailJob rule at index 1";
     assert!(matches!(ending(finished("PodFailurePolicy", said), vec![]).ending, Ending::Evicted { .. }));
     let late = finished("DeadlineExceeded", "Job was active longer than specified deadline");
@@ -88,8 +95,11 @@ fn any_job() -> impl Strategy<Value = Option<Job>> {
                 annotations[name] = json!("true");
             }
         }
-        let finalizers: Vec<&str> =
-            [(FINALIZER, held), (FOREGROUND, foreground && deleting)].into_iter().filter(|(_, is)| *is).map(|(f, _)| f).collect();
+        let finalizers: Vec<&str> = [(FINALIZER, held), (FOREGROUND, foreground && deleting)]
+            .into_iter()
+            .filter(|(_, is)| *is)
+            .map(|(f, _)| f)
+            .collect();
         let mut value = json!({"metadata": {"name": "j", "annotations": annotations, "finalizers": finalizers},
             "spec": {"suspend": suspended, "template": {}}});
         if deleting {
