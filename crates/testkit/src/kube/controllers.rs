@@ -369,5 +369,5 @@ pub fn signal_job(memory: &Memory, job: &str, number: Signal) {
 }
 
 pub fn running(memory: &mut Memory) -> usize {
-    memory.containers.values_mut().filter(|c| matches!(c.child.try_wait(), Ok(None))).count()
+    memory.containers.values_mut().map(|c| usize::from(matches!(c.child.try_wait(), Ok(None)))).sum()
 }

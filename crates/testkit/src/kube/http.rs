@@ -206,7 +206,7 @@ fn watch(place: &Place, query: &Query, state: &web::Data<Shared>) -> HttpRespons
         let mut inner = state.lock();
         if inner.faults.expires() {
             inner.objects.compact();
-            if inner.objects.version % 2 == 0 {
+            if inner.objects.version.is_multiple_of(2) {
                 return refuse(&gone);
             }
         }

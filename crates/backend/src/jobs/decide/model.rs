@@ -121,11 +121,11 @@ enum Whim {
 fn whims() -> impl Strategy<Value = Whim> {
     let cause = || "why".to_owned();
     prop_oneof![
-        Just(Whim::Fill),
+        1 => Just(Whim::Fill),
         2 => Just(Whim::Admit),
-        prop_oneof![Just(Ending::Deleted { what: cause() }), Just(Ending::StartFailed { reason: cause() })]
+        2 => prop_oneof![Just(Ending::Deleted { what: cause() }), Just(Ending::StartFailed { reason: cause() })]
             .prop_map(Whim::Doom),
-        prop_oneof![
+        3 => prop_oneof![
             Just(Ending::Evicted { cause: cause() }),
             Just(Ending::NodeLost { cause: cause() }),
             Just(Ending::OutOfDisk { cause: cause() }),
