@@ -51,7 +51,7 @@ async fn row_33_a_cluster_that_refuses_forgets_and_drops_costs_nothing_but_time(
     for seed in seeds() {
         let kube = Kube::start(&stub(), seed);
         let mut setup =
-            Setup::seed(seed).with("KUBE_TTL_SECONDS", 0).with("KUBE_GRACE_SECONDS", 2).with("KUBE_RESYNC_SECONDS", 2);
+            Setup::seed(seed).with("KUBE_TTL_SECONDS", 1).with("KUBE_GRACE_SECONDS", 2).with("KUBE_RESYNC_SECONDS", 2);
         for (name, value) in kube.environment() {
             setup = setup.with(name, value);
         }

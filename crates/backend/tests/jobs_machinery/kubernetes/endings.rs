@@ -93,7 +93,7 @@ async fn an_image_that_cannot_be_pulled_is_not_waited_for_for_ever() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_deleted_by_hand_is_deleted_externally() {
-    let (kube, world) = world(&[]).await;
+    let (kube, world) = world(&[("KUBE_TTL_SECONDS", "1")]).await;
     for policy in ["Background", "Foreground"] {
         let job = running(&world).await;
         kube.delete_job(&name(job, 1), policy);

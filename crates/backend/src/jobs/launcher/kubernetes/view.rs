@@ -62,14 +62,15 @@ impl Sight {
             return is(match lives {
                 // Its deadline is over, and it has its grace.
                 true => Runtime::Alive,
-                false => Runtime::Gone(self.ending(Some(job)).unwrap_or_else(|| Exit::new(Ending::Lost))),
+                false => Runtime::Gone(self.last(job)),
             });
         }
         let deleting = job.metadata.deletion_timestamp.is_some();
         if has_annotation(job, STOPPED) {
             let started = has_annotation(job, PREPARED);
             let over = deleting && !has_finalizer(job, FOREGROUND) && !lives;
-            let ending = || if started { Ending::Lost } else { Ending::Withdrawn };
+            let began = job.status.as_ref().is_some_and(|s| s.start_time.is_some());
+            let ending = || if began { Ending::Lost } else { Ending::Withdrawn };
             return is(match over || (!started && !lives) {
                 true => Runtime::Gone(self.ending(Some(job)).unwrap_or_else(|| Exit::new(ending()))),
                 false => Runtime::Alive,
@@ -130,6 +131,19 @@ impl Sight {
         }
     }
 
+    /// The end of a Job that is over.
+    fn last(&self, job: &Job) -> Exit {
+        let exit = self.ending(Some(job));
+        let told_to_go = |exit: &Exit| {
+            matches!(exit.ending, Ending::Signal { out_of_memory: false, .. } | Ending::Code { code: exit::PREEMPTED })
+        };
+        match exit {
+            Some(exit) if !(told_to_go(&exit) && was_deleted_first(job)) => exit,
+            _ if was_deleted_first(job) => self.deleted(),
+            _ => Exit::new(Ending::Lost),
+        }
+    }
+
     fn deleted(&self) -> Exit {
         Exit::new(Ending::Deleted { what: "the Kubernetes Job of the trainer".into() })
     }
@@ -180,6 +194,15 @@ pub fn is_deleted_by_others(job: &Job) -> bool {
 #[must_use]
 pub fn is_stopping(job: &Job) -> bool {
     job.metadata.deletion_timestamp.is_some() && has_annotation(job, STOPPED)
+}
+
+/// Somebody deleted it, and that is why it failed. Its time to live deletes it later than it ends, unless that is 0.
+fn was_deleted_first(job: &Job) -> bool {
+    let lives_on = job.spec.as_ref().and_then(|s| s.ttl_seconds_after_finished).is_some_and(|ttl| ttl > 0);
+    let ended = condition(job, "Failed").and_then(|c| c.last_transition_time.as_ref());
+    let deleted = job.metadata.deletion_timestamp.as_ref();
+    let first = deleted.zip(ended).is_some_and(|(deleted, ended)| deleted <= ended);
+    lives_on && first && !has_annotation(job, STOPPED)
 }
 
 #[must_use]
