@@ -117,7 +117,8 @@ start_gateway() {
 
 # start_trainer ARGUMENT…: the trainer service
 start_trainer() {
-  container trainer trainer --tmpfs /scratch:uid=65532,mode=0700 "$@" "hone-trainer:$TAG"
+  container trainer trainer --tmpfs /scratch:uid=65532,mode=0700 --env TRAINER_SERVICE_TOKEN="$trainer_token" "$@" \
+    "hone-trainer:$TAG"
 }
 
 # start_backend NAME ARGUMENT…: one that answers to the name `backend`
