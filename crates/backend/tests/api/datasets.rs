@@ -280,7 +280,7 @@ async fn a_session_that_is_gone_is_opened_anew() {
     let app = TestApp::new().await;
     let rows = chat_rows(3).into_bytes();
     let created = open(&app, "words", &rows, None).await;
-    crate::sweep::state(&app).gateway.abort_upload(&created.uploads[0].id).await.unwrap();
+    crate::sweep::state(&app).await.gateway.abort_upload(&created.uploads[0].id).await.unwrap();
     let told: CreatedDataset = serde_json::from_value(app.get("/datasets/words/uploads").await.expect(200)).unwrap();
     assert_ne!(told.uploads[0].id, created.uploads[0].id);
     app.put_parts(&told.uploads[0], &rows).await;

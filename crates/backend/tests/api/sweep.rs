@@ -158,7 +158,7 @@ async fn what_ended_attempts_left_half_done_is_removed_after_an_hour_and_whole_t
             ('{job}', 4, '{user}', 4, NULL, NULL, NULL)"
     ))
     .await;
-    let state = state(&app);
+    let state = state(&app).await;
     let whole = [
         "checkpoints/checkpoint-5/manifest.json",
         "checkpoints/checkpoint-5/optimizer.safetensors",
