@@ -349,7 +349,7 @@ async fn a_taken_port_a_missing_postgres_and_a_bad_setting_are_told_in_a_sentenc
         postgres.contains("cannot connect to Postgres; check that it runs and that DATABASE_URL is right"),
         "{postgres}"
     );
-    assert_snapshot!(failure(database, &[("TRAINING_MODE", "kubernetes")]), @"Error: TRAINING_MODE=kubernetes comes with the Kubernetes tier; use `subprocess` or `http`");
+    assert_snapshot!(failure(database, &[("TRAINING_MODE", "kubernetes")]), @"Error: TRAINER_IMAGE is not set; give the image of hone-trainer, such as ghcr.io/hone-ml/hone-trainer:TAG");
     assert_snapshot!(failure(database, &[("TOKEN_SIGNING_KEY", "")]), @"Error: TOKEN_SIGNING_KEY is not set; give the same random text of 32 characters or more to backend and gateway");
 }
 

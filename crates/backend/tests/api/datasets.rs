@@ -271,7 +271,7 @@ async fn an_upload_that_was_begun_goes_on_when_the_same_files_are_announced_agai
     }
     app.put_parts(&created.uploads[1], &rest).await;
     let done = app.post(&format!("/datasets/{}/complete", created.dataset.id), &Value::Null).await.expect(200);
-    assert_eq!((&done["status"], &done["rows"]), (&json!("ready"), &json!(10)));
+    assert_eq!((&done["status"], &done["rows"]), (&json!("ready"), &json!(13)));
     assert_eq!(app.get("/datasets/words/uploads").await.expect(200)["uploads"], json!([]));
 }
 

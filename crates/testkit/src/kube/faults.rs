@@ -53,7 +53,7 @@ impl State {
         self.faults = faults;
     }
 
-    /// What happens to a request.
+    /// What happens to a request to this path and query.
     pub fn meet(&mut self, verb: &str, path: &str) -> Option<Fault> {
         let key = (verb.to_owned(), path.to_owned());
         // A moment less: clocks and threads are not exact.

@@ -90,7 +90,7 @@ async fn handle(req: HttpRequest, query: Query, body: Bytes, state: web::Data<Sh
     };
     let verb = verb(&req, &place, &query);
     let resource = if place.sub.is_empty() { place.kind.to_owned() } else { format!("{}/{}", place.kind, place.sub) };
-    let fault = state.lock().faults.meet(verb, req.path());
+    let fault = state.lock().faults.meet(verb, &req.uri().to_string());
     let response = match fault {
         Some(Fault::TooMany { retry_after }) => HttpResponse::TooManyRequests()
             .insert_header((header::RETRY_AFTER, retry_after.to_string()))

@@ -2448,7 +2448,7 @@ export interface components {
          * @description Why an attempt or a job failed. Stable names, shown to users with a remedy.
          * @enum {string}
          */
-        FailureCode: "START_FAILED" | "TRAINER_DIED" | "TRAINER_OOM" | "LEASE_EXPIRED" | "MODEL_CORRUPT" | "DATASET_INVALID" | "CONFIG_INVALID" | "DIVERGED" | "DISK_FULL" | "CHECKSUM_MISMATCH" | "STORAGE_UNAVAILABLE" | "PREEMPTED" | "ARTIFACT_MISSING" | "INTERNAL";
+        FailureCode: "START_FAILED" | "TRAINER_DIED" | "TRAINER_OOM" | "LEASE_EXPIRED" | "MODEL_CORRUPT" | "DATASET_INVALID" | "CONFIG_INVALID" | "DIVERGED" | "DISK_FULL" | "CHECKSUM_MISMATCH" | "STORAGE_UNAVAILABLE" | "PREEMPTED" | "ARTIFACT_MISSING" | "DELETED_EXTERNALLY" | "DEADLINE_EXCEEDED" | "INTERNAL";
         /** @description A field that two versions have different values for, or that only one has. */
         FieldChange: {
             after?: Record<string, unknown> | null;
