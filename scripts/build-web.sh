@@ -10,8 +10,9 @@ if [ "$(node -p 'process.versions.node.split(".")[0]')" -lt 20 ]; then
   exit 1
 fi
 
+# Not `npm ci`: it refuses a lock file without the optional packages of other systems, which not every registry has.
 make_modules() {
-  (cd web && timeout 600 npm ci --silent --no-audit --no-fund --ignore-scripts)
+  (cd web && timeout 600 npm install --no-save --silent --no-audit --no-fund --ignore-scripts)
 }
 
 [ -d web/node_modules ] || rm -f "$clients/web.stamp"
