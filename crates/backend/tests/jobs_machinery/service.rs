@@ -16,7 +16,7 @@ use std::{
 };
 use wire::{
     JobId, JobState,
-    job::{FailureCode, StartTraining, TrainerCapabilities, TrainerRun, TrainerRunState},
+    job::{StartTraining, TrainerCapabilities, TrainerRun, TrainerRunState},
     job_env,
 };
 
