@@ -14,6 +14,13 @@ scripts/setup.sh
 echo "everything needed is installed"
 
 title "Build (${HONE_PROFILE:-release})"
+if command -v npm >/dev/null && [ "$(node -p 'process.versions.node.split(".")[0]')" -ge 20 ]; then
+  scripts/build-web.sh
+  ui="/ui/"
+else
+  echo "without Node 20 or newer there is no web UI in the programs; everything else is"
+  ui=""
+fi
 bin=$(scripts/build.sh "${HONE_PROFILE:-release}")
 hone=$bin/hone
 export HONE_DATA_DIR=$PWD/.hone-demo
@@ -58,7 +65,7 @@ done
 title "Done"
 url=$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["url"])' "$HONE_DATA_DIR/connection.json")
 cat <<TEXT
-Hone runs at $url (key in .hone-demo/connection.json).
+Hone runs at $url$ui (key in .hone-demo/connection.json).
 
   export HONE_DATA_DIR=$HONE_DATA_DIR
   $hone jobs ls                                       what was trained
