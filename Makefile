@@ -65,7 +65,7 @@ soak: setup build ## Kill backend, storage and database at random for 15 minutes
 	@cargo build --quiet --profile $(PROFILE) --workspace --example script_trainer
 	@python3 scripts/soak.py target/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE)) target/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))/examples --write
 
-bench-reporting: setup build ## Measure step times while the backend is away for 10 minutes (about 21 minutes)
+bench-reporting: setup build ## Measure step times while the backend is away for 10 minutes (half an hour)
 	@python3 scripts/bench_reporting.py target/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE)) --down 600 --write
 
 bench-trainer: ## Compare training speed and memory with PyTorch + PEFT (own virtual environment, about 15 minutes)
